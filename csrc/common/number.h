@@ -1,0 +1,86 @@
+// Storage types. float16 and bfloat16 are storage only: kernels convert to float, compute, convert back.
+//
+// `Compute<T>` is the type sums are kept in: float for float16, bfloat16 and float; double for double.
+// Internal linkage throughout, for the reason given in shape.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace cnnfast {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct ComputeOf {
+  using type = T;
+};
+template <>
+struct ComputeOf<bfloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<float16> {
+  using type = float;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+static inline uint32_t float_bits(float x) {
+  uint32_t b;
+  std::memcpy(&b, &x, 4);
+  return b;
+}
+static inline float bits_float(uint32_t b) {
+  float x;
+  std::memcpy(&x, &b, 4);
+  return x;
+}
+
+static inline float load(const float* p) { return *p; }
+static inline double load(const double* p) { return *p; }
+static inline float load(const bfloat16* p) { return bits_float(static_cast<uint32_t>(p->bits) << 16); }
+
+// IEEE 754 binary16 to binary32. Subnormals are scaled by a multiplication, which is exact.
+static inline float load(const float16* p) {
+  const uint32_t h = p->bits, sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  return bits_float(sign | float_bits(bits_float(magnitude << 13) * 0x1p112f));
+}
+
+static inline void store(float* p, float x) { *p = x; }
+static inline void store(double* p, double x) { *p = x; }
+
+// Round to nearest, ties to even; NaN stays a (quiet) NaN.
+static inline void store(bfloat16* p, float x) {
+  const uint32_t b = float_bits(x);
+  if ((b & 0x7fffffffu) > 0x7f800000u) {
+    p->bits = static_cast<uint16_t>((b >> 16) | 0x40u);
+  } else {
+    p->bits = static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+  }
+}
+
+// Round to nearest, ties to even. A subnormal result is rounded by adding 0.5, whose last mantissa bit then is worth
+// 2^-24, the spacing of binary16 subnormals.
+static inline void store(float16* p, float x) {
+  const uint32_t b = float_bits(x), sign = (b >> 16) & 0x8000u, magnitude = b & 0x7fffffffu;
+  uint32_t h;
+  if (magnitude > 0x7f800000u) {
+    h = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  } else if (magnitude >= 0x477ff000u) {  // rounds to infinity from 65520 on
+    h = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14
+    h = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    h = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  p->bits = static_cast<uint16_t>(sign | h);
+}
+
+}  // namespace cnnfast

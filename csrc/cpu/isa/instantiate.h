@@ -1,0 +1,26 @@
+// Fills the kernel table of one instruction set. Each isa/*.cpp defines CNNFAST_ISA and CNNFAST_VECTOR_BYTES, then
+// includes this.
+#pragma once
+
+#include "cpu/kernel_table.h"
+#include "cpu/kernels/fma_peak.h"
+#include "cpu/kernels/relu.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+template <class T>
+constexpr KernelsOf<T> kernels_of() {
+  return {relu_kernels<T>()};
+}
+
+constexpr CpuKernels make_kernels(const char* isa) {
+  return {isa,
+          CNNFAST_VECTOR_BYTES,
+          kernels_of<float>(),
+          kernels_of<double>(),
+          kernels_of<bfloat16>(),
+          kernels_of<float16>(),
+          fma_peak_kernel()};
+}
+
+}  // namespace cnnfast::CNNFAST_ISA

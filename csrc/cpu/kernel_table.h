@@ -1,0 +1,38 @@
+// The table of kernels one instruction set provides: what isa/*.cpp fill in and the launchers call.
+#pragma once
+
+#include "common/number.h"
+#include "cpu/fma_peak.h"
+#include "cpu/relu.h"
+
+namespace cnnfast {
+
+// Kernels that exist for every storage type.
+template <class T>
+struct KernelsOf {
+  ReluKernels<T> relu;
+};
+
+struct CpuKernels {
+  const char* isa;
+  int vector_bytes;
+  KernelsOf<float> f32;
+  KernelsOf<double> f64;
+  KernelsOf<bfloat16> bf16;
+  KernelsOf<float16> f16;
+  FmaPeakKernel fma_peak;
+
+  template <class T>
+  const KernelsOf<T>& of() const;
+};
+
+template <>
+inline const KernelsOf<float>& CpuKernels::of<float>() const { return f32; }
+template <>
+inline const KernelsOf<double>& CpuKernels::of<double>() const { return f64; }
+template <>
+inline const KernelsOf<bfloat16>& CpuKernels::of<bfloat16>() const { return bf16; }
+template <>
+inline const KernelsOf<float16>& CpuKernels::of<float16>() const { return f16; }
+
+}  // namespace cnnfast

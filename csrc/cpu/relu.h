@@ -1,0 +1,16 @@
+// Contract of the ReLU kernels: bodies in kernels/relu.h, launcher in relu.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace cnnfast {
+
+template <class T>
+struct ReluKernels {
+  // output[i] = max(input[i], 0) for i in [begin, end); NaN stays NaN.
+  void (*forward)(const T* input, T* output, int64_t begin, int64_t end);
+  // grad_input[i] = output[i] <= 0 ? 0 : grad_output[i], so that NaN lets the gradient through, as in torch.
+  void (*backward)(const T* grad_output, const T* output, T* grad_input, int64_t begin, int64_t end);
+};
+
+}  // namespace cnnfast

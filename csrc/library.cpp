@@ -1,0 +1,74 @@
+// Every op of cnnfast, on one page. Kernels are registered beside their launchers (csrc/cpu, csrc/cuda).
+//
+// The raw ops (*_forward, *_backward) have no autograd: cnnfast/autograd.py calls them. The public ops below them
+// are what torch.compile, torch.export and direct callers get; cnnfast/registration.py gives them fake kernels,
+// autograd and autocast rules.
+//
+// padding of conv2d is (top, bottom, left, right); output_mask says which of (grad_input, grad_weight, grad_bias)
+// are wanted, the others come back undefined. `code` is one byte per pooled element: the row-major index of the
+// winner in its window, or 255 where ReLU clipped it.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cnnfast, m) {
+  m.def(
+      "conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool relu) -> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride, int[] padding, "
+      "int[] dilation, int groups, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "conv_transpose2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] output_padding, int groups, int[] dilation) -> Tensor");
+  m.def(
+      "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride, int[] padding, "
+      "int[] output_padding, int groups, int[] dilation, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "conv2d_relu_max_pool2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
+      "int[] pool_dilation, bool ceil_mode, bool return_code) -> (Tensor, Tensor)");
+  m.def(
+      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor code, Tensor input, Tensor weight, int[] stride, "
+      "int[] padding, int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
+      "int[] pool_dilation, bool ceil_mode, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def("relu_forward(Tensor input) -> Tensor");
+  m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+  // Without return_indices the second result is empty.
+  m.def(
+      "max_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "bool ceil_mode, bool return_indices) -> (Tensor, Tensor)");
+  // input_size is (H, W); the memory format of the result is that of indices.
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor indices, int[] input_size) -> Tensor");
+  m.def(
+      "avg_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, int[] input_size, bool channels_last, int[] kernel_size, "
+      "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
+
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> Tensor");
+  m.def(
+      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "int groups) -> Tensor");
+  m.def(
+      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
+      "int[] pool_dilation, bool ceil_mode) -> (Tensor, Tensor)");
+  m.def(
+      "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] output_padding, int groups, int[] dilation) -> Tensor");
+  m.def("relu(Tensor input) -> Tensor");
+  m.def(
+      "max_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override) -> Tensor");
+
+  // What was built and chosen, as JSON; another instruction set, for tests; the machine's FMA rate.
+  m.def("cpu_info() -> str");
+  m.def("set_cpu_isa(str isa) -> bool");
+  m.def("fma_peak(float seconds, int threads) -> float");
+}
