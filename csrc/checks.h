@@ -178,9 +178,10 @@ inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H,
   s.pad_h = padding[0], s.pad_w = padding[1];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   for (int d = 0; d < 2; ++d) {
-    CNNFAST_CHECK(padding[d] <= ((kernel_size[d] - 1) * dilation[d] + 1) / 2, op,
-                    ": padding should be at most half of effective kernel size, but got padding=", show(padding),
-                    ", kernel_size=", show(kernel_size), ", dilation=", show(dilation));
+    // Of the kernel, not of its dilated extent: torch checks both, and this is the stricter.
+    CNNFAST_CHECK(padding[d] <= kernel_size[d] / 2, op,
+                  ": padding should be at most half of kernel size, but got padding=", show(padding),
+                  ", kernel_size=", show(kernel_size));
   }
   CNNFAST_CHECK(C > 0 && H > 0 && W > 0, op,
                   ": input must not be empty but for its batch (non-zero size for C, H, W), but got C=", C, ", H=", H,

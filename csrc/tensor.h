@@ -78,17 +78,19 @@ inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int6
   return empty(like, size, dims, channels_last, like.scalar_type());
 }
 
-// An uninitialised contiguous vector of `size` elements like `like`.
-inline Tensor empty_vector(const Tensor& like, int64_t size) {
+// An uninitialised contiguous vector of `size` elements, on the device of `like` and, unless given, of its dtype.
+inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
   AtenTensorHandle handle;
-  int32_t dtype, device_type, device_index;
+  int32_t device_type, device_index;
   const int64_t stride = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, dtype, device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &stride, dtype_code, device_type, device_index, &handle));
   return Tensor(handle);
 }
+inline Tensor empty_vector(const Tensor& like, int64_t size) { return empty_vector(like, size, like.scalar_type()); }
 
 // Calls f(T{}) with the storage type of `dtype`.
 template <class F>

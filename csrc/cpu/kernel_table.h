@@ -3,6 +3,7 @@
 
 #include "common/number.h"
 #include "cpu/fma_peak.h"
+#include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
 
 namespace cnnfast {
@@ -11,6 +12,7 @@ namespace cnnfast {
 template <class T>
 struct KernelsOf {
   ReluKernels<T> relu;
+  MaxPool2dKernels<T> max_pool2d;
 };
 
 struct CpuKernels {

@@ -4,13 +4,14 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/fma_peak.h"
+#include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {relu_kernels<T>()};
+  return {relu_kernels<T>(), max_pool2d_kernels<T>()};
 }
 
 constexpr CpuKernels make_kernels(const char* isa) {
