@@ -1,0 +1,57 @@
+# Everything from a bare clone, in a virtual environment of its own:
+#
+#   make bench       train the lecture's network with cnnfast and with torch, then the benchmarks
+#   make test        the Python and the C++ tests
+#   make test-full   the slow ones: sanitizers, other instruction sets, the wheel, long random tests
+#   make lint        formatting, style, types
+#   make format      rewrite what `make lint` would complain of
+#   make clean       remove what was built (not the virtual environment)
+#
+# PYTHON is the Python to start from, VENV where the environment goes, PIP_INSTALL how packages are installed, e.g.
+# make test PIP_INSTALL="pip install --extra-index-url https://download.pytorch.org/whl/cpu" for the CPU-only torch.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL ?= pip install
+# The torch that cnnfast is tested with, and a later one on which the same wheel must run.
+TORCH := 2.13.0
+LATER_TORCH := 2.14.1
+
+bin := $(abspath $(VENV))/bin
+later_bin := $(abspath $(VENV))-later/bin
+sources := setup.py pyproject.toml $(shell find csrc -type f)
+installed := $(VENV)/.installed-torch-$(TORCH)
+
+.PHONY: bench test test-full lint format clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.torch-$(TORCH):
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m $(PIP_INSTALL) --quiet torch==$(TORCH) "setuptools>=77" ninja
+	touch $@
+
+$(installed): $(VENV)/.torch-$(TORCH) $(sources)
+	$(bin)/python -m $(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench,dev,test,train]"
+	touch $@
+
+bench: $(installed)
+	$(bin)/python -m cnnfast.train --backend both --data digits --epochs 3
+	$(bin)/python -m benchmarks
+
+test: $(installed)
+	$(bin)/python -m pytest -m "not long"
+
+cpp_files = $(shell git ls-files "*.cpp" "*.h")
+
+lint: $(installed)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run -Werror $(cpp_files)
+	$(bin)/mypy
+
+format: $(installed)
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(cpp_files)
+
+clean:
+	rm -rf build dist *.egg-info cnnfast/*.so
