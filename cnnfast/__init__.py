@@ -1,0 +1,28 @@
+"""Convolution, pooling and ReLU for PyTorch on hand-written kernels, fused where that saves memory traffic.
+
+    >>> import cnnfast
+    >>> layer = cnnfast.ConvReLUMaxPool2d(1, 12, kernel_size=3, padding=1)   # a torch.nn.Conv2d, with its weights
+
+:mod:`cnnfast.functional` has the ops, :mod:`cnnfast.models` the example network, ``python -m cnnfast.info`` tells
+what was built and runs where.
+"""
+
+__version__ = "0.1.0"
+
+import importlib
+from typing import Any
+
+from . import functional, nn
+from .nn import AvgPool2d, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, ConvTranspose2d, MaxPool2d, ReLU
+from .routing import fallbacks
+
+__all__ = ["functional", "nn", "models", "info", "fallbacks", *nn.__all__]
+
+# Imported at first use: not needed to run a layer, and `python -m cnnfast.info` imports its own.
+_LAZY = ("models", "info")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,311 @@
+"""The ops, with the signatures, results and errors of torch.nn.functional.
+
+All take [N, C, H, W] or, for one image, [C, H, W] tensors in NCHW or channels_last layout, float32, float64, bfloat16
+or float16 (16-bit types are summed in float32), and return torch's memory format. ``int or pair`` is one int for
+height and width, or (height, width). What no own kernel covers runs on torch's own op: see
+:func:`cnnfast.fallbacks`.
+
+Errors, for every op: TypeError for arguments of the wrong type; RuntimeError for wrong ranks, channel counts, sizes
+or dtypes, with a message ``op: rule, but got name=value``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import autograd, routing
+from .arguments import IntOrPair, check_bool, check_int, conv_padding, pair, pool_stride_of
+from .autocast import lower_precision
+from .routing import own
+
+__all__ = list(routing.OPS)
+
+_MAX_CODED_WINDOW = 254  # csrc/common/shape.h, kMaxCodedWindow
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2D convolution (cross-correlation), as :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K].
+        stride: step of the window in pixels, int or pair.
+        padding: zeros around the input, int or pair; 'valid' for none; 'same' for output as large as input (stride 1
+            only), where an even kernel's extra row and column are at the bottom and right.
+        dilation: distance of kernel elements in pixels, int or pair.
+        groups: number of blocks into which C and K are divided.
+
+    Returns:
+        [N, K, P, Q] or [K, P, Q], P = (H + padding - dilation * (R - 1) - 1) // stride + 1 with padding that of both
+        sides, Q likewise.
+
+    Example::
+
+        >>> conv2d(torch.randn(8, 3, 28, 28), torch.randn(16, 3, 3, 3), padding=1).shape
+        torch.Size([8, 16, 28, 28])
+    """
+    if not own("conv2d", input, weight, bias):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    options = _conv_options("conv2d", weight, stride, padding, dilation, groups)
+    return _run(autograd.Conv2d, (input, weight, bias), options)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``relu(conv2d(...))`` in one pass: the values before ReLU are never stored. Arguments as :func:`conv2d`.
+
+    Example::
+
+        >>> conv2d_relu(torch.randn(8, 3, 28, 28), torch.randn(16, 3, 3, 3), padding=1).min() >= 0
+        tensor(True)
+    """
+    if not own("conv2d_relu", input, weight, bias):
+        return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+    options = _conv_options("conv2d_relu", weight, stride, padding, dilation, groups)
+    return _run(autograd.Conv2dReLU, (input, weight, bias), options)
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: IntOrPair = 2,
+    pool_stride: IntOrPair | None = None,
+    pool_padding: IntOrPair = 0,
+    pool_dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool2d(relu(conv2d(...)), ...)`` in one pass: the un-pooled map is never stored, forward or backward.
+
+    Backward keeps input, weight and one byte per pooled element (which element of its window won, or that ReLU
+    clipped it) and works from those; windows of more than 254 elements are pooled unfused.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as :func:`conv2d`.
+        pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as :func:`max_pool2d`.
+
+    Returns:
+        The pooled output alone, [N, K, P', Q'] or [K, P', Q'].
+
+    Example::
+
+        >>> conv2d_relu_max_pool2d(torch.randn(8, 1, 28, 28), torch.randn(12, 1, 3, 3), padding=1).shape
+        torch.Size([8, 12, 14, 14])
+    """
+    name = "conv2d_relu_max_pool2d"
+    if not own(name, input, weight, bias):
+        output = F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+        return F.max_pool2d(output, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    kernel_size = pair(name, "pool_kernel_size", pool_kernel_size)
+    if kernel_size[0] * kernel_size[1] > _MAX_CODED_WINDOW:
+        routing.record(name, routing.LARGE_WINDOW, "runs as conv2d_relu and max_pool2d")
+        output = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
+        return max_pool2d(output, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    options = (
+        *_conv_options(name, weight, stride, padding, dilation, groups),
+        kernel_size,
+        pool_stride_of(name, pool_stride, kernel_size, "pool_stride"),
+        pair(name, "pool_padding", pool_padding),
+        pair(name, "pool_dilation", pool_dilation),
+        check_bool(name, "ceil_mode", ceil_mode),
+    )
+    return _run(autograd.Conv2dReLUMaxPool2d, (input, weight, bias), options)[0]
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    """Transposed 2D convolution, as :func:`torch.nn.functional.conv_transpose2d`: the gradient of a convolution.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [C, K / groups, R, S].
+        bias: [K].
+        stride: step of the window in the output, int or pair.
+        padding: rows and columns cut from each side of the output, int or pair.
+        output_padding: rows and columns added at the bottom and right of the output, int or pair; smaller than either
+            stride or dilation.
+        groups: number of blocks into which C and K are divided.
+        dilation: distance of kernel elements in pixels, int or pair.
+
+    Returns:
+        [N, K, P, Q] or [K, P, Q], P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1, Q
+        likewise.
+
+    Example::
+
+        >>> conv_transpose2d(torch.randn(8, 16, 7, 7), torch.randn(16, 3, 2, 2), stride=2).shape
+        torch.Size([8, 3, 14, 14])
+    """
+    name = "conv_transpose2d"
+    if not own(name, input, weight, bias):
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    options = (
+        pair(name, "stride", stride),
+        pair(name, "padding", padding),
+        pair(name, "output_padding", output_padding),
+        check_int(name, "groups", groups),
+        pair(name, "dilation", dilation),
+    )
+    return _run(autograd.ConvTranspose2d, (input, weight, bias), options)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(input, 0) for each element, NaN kept, as :func:`torch.nn.functional.relu`; any shape.
+
+    Args:
+        input: any shape.
+        inplace: write into ``input`` and return it. That is torch's own ``relu_``.
+
+    Example::
+
+        >>> relu(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+    if inplace:
+        routing.to_torch("relu", routing.INPLACE)
+        return F.relu(input, inplace=True)
+    if not own("relu", input):
+        return F.relu(input)
+    return _run(autograd.ReLU, (input,), ())
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum of each window, as :func:`torch.nn.functional.max_pool2d`. NaN wins its window.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size: size of the window, int or pair.
+        stride: step of the window, int or pair; None for ``kernel_size``.
+        padding: rows and columns around the input that never win, int or pair; at most half of the window.
+        dilation: distance of window elements in pixels, int or pair.
+        ceil_mode: round output sizes up, with windows that reach over the edge, instead of down.
+        return_indices: return (output, indices), indices being h * W + w of each winner as int64.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q], P = (H + 2 * padding - dilation * (R - 1) - 1) // stride + 1, Q likewise.
+
+    Example::
+
+        >>> max_pool2d(torch.randn(8, 12, 28, 28), 2).shape
+        torch.Size([8, 12, 14, 14])
+    """
+    name = "max_pool2d"
+    if not own(name, input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    kernel_size = pair(name, "kernel_size", kernel_size)
+    options = (
+        kernel_size,
+        pool_stride_of(name, stride, kernel_size),
+        pair(name, "padding", padding),
+        pair(name, "dilation", dilation),
+        check_bool(name, "ceil_mode", ceil_mode),
+    )
+    outputs = _run(autograd.MaxPool2d, (input,), options, all_results=return_indices)
+    return outputs if return_indices else outputs[0]
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean of each window, as :func:`torch.nn.functional.avg_pool2d`.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size: size of the window, int or pair.
+        stride: step of the window, int or pair; None for ``kernel_size``.
+        padding: zeros around the input, int or pair; at most half of the window.
+        ceil_mode: round output sizes up, with windows that reach over the edge, instead of down.
+        count_include_pad: count the padding in the divisor.
+        divisor_override: divide by this instead of by the number of elements.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q], P = (H + 2 * padding - R) // stride + 1, Q likewise.
+
+    Example::
+
+        >>> avg_pool2d(torch.randn(8, 12, 28, 28), 2).shape
+        torch.Size([8, 12, 14, 14])
+    """
+    name = "avg_pool2d"
+    if not own(name, input):
+        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    kernel_size = pair(name, "kernel_size", kernel_size)
+    options = (
+        kernel_size,
+        pool_stride_of(name, stride, kernel_size),
+        pair(name, "padding", padding),
+        check_bool(name, "ceil_mode", ceil_mode),
+        check_bool(name, "count_include_pad", count_include_pad),
+        None if divisor_override is None else check_int(name, "divisor_override", divisor_override),
+    )
+    return _run(autograd.AvgPool2d, (input,), options)
+
+
+def _conv_options(
+    name: str, weight: Tensor, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, groups: int
+) -> tuple[Any, ...]:
+    """(stride, padding, dilation, groups) as the ops take them."""
+    stride, dilation = pair(name, "stride", stride), pair(name, "dilation", dilation)
+    return stride, conv_padding(name, padding, weight, stride, dilation), dilation, check_int(name, "groups", groups)
+
+
+def _run(
+    op: type[autograd.Op], tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False
+) -> Any:
+    """Runs an own kernel the way this caller needs it: traced, with gradient, or without."""
+    if torch.compiler.is_compiling():
+        return op.public(*tensors, *options)
+    if op.lower_precision and torch.is_autocast_enabled("cpu"):
+        tensors = lower_precision("cpu", *tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return op.apply(*tensors, *options)
+    return op.compute(*tensors, *options) if all_results else op.infer(*tensors, *options)

@@ -1,0 +1,36 @@
+"""The compiled libraries: loaded once, at import; why not, if they cannot be.
+
+Importing cnnfast never fails for a library that is missing or was built for another torch: the reason is kept here,
+told at the first use of an op (routing.py) and by ``python -m cnnfast.info``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _load(stem: str) -> tuple[Path | None, str | None]:
+    """Loads the library ``stem`` beside this file; (its path, None) or (path or None, the reason why not)."""
+    found = sorted(Path(__file__).parent.glob(f"{stem}.*"))
+    found = [path for path in found if path.suffix in (".so", ".pyd", ".dylib")]
+    if not found:
+        return None, f"cnnfast.{stem} was not built (no {stem}.*.so beside cnnfast/library.py)"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except Exception as error:  # whatever the dynamic loader or torch's registration finds wrong
+        return found[0], f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
+    return found[0], None
+
+
+path, load_error = _load("_C")
+
+
+def op(name: str) -> Any:
+    """The handle of ``torch.ops.cnnfast.NAME``, or None where the library did not load.
+
+    Looked up once and kept by the callers: ``torch.ops.cnnfast.NAME(...)`` resolves its overload at each call.
+    """
+    return None if load_error else getattr(torch.ops.cnnfast, name).default

@@ -1,0 +1,151 @@
+"""Own kernel or torch's own op, and why: the single table.
+
+:func:`own` decides on type, device, dtype, layout and torch's current mode, never on sizes or values: compiled
+graphs must not branch on those, and choosing an algorithm by shape is the C++ planner's job. Each call that goes to
+torch's own op is counted (:func:`fallbacks`), logged once per (op, reason) on the logger ``cnnfast``, and refused
+with ``CNNFAST_STRICT=1`` in the environment. While torch.compile or torch.export traces, nothing is logged or counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import library
+
+logger = logging.getLogger("cnnfast")
+
+#: Every op, by its name in :mod:`cnnfast.functional`.
+OPS = (
+    "conv2d",
+    "conv_transpose2d",
+    "relu",
+    "max_pool2d",
+    "avg_pool2d",
+    "conv2d_relu",
+    "conv2d_relu_max_pool2d",
+)
+
+#: device type -> the dtypes that have kernels there, the same for every op.
+KERNELS: dict[str, frozenset[torch.dtype]] = {
+    "cpu": frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+}
+
+# A subclass may give torch's functions another meaning, which a raw op would go around; hence the exact type.
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+
+
+class Reason(NamedTuple):
+    """Why a call goes another way than to its own kernel. Logged as a warning where the user loses speed unasked."""
+
+    text: str
+    level: int = logging.WARNING
+
+
+NOT_LOADED = Reason("the compiled library is not available")
+SUBCLASS = Reason("an argument is a tensor subclass or a tracer's proxy", logging.INFO)
+FUNCTORCH = Reason("a torch.func transform (vmap, grad, jvp, ...) is active", logging.INFO)
+FORWARD_AD = Reason("forward-mode automatic differentiation is active", logging.INFO)
+TRACING = Reason("torch.jit tracing or ONNX export is active", logging.INFO)
+INPLACE = Reason("inplace=True is torch's own relu_", logging.INFO)
+LARGE_WINDOW = Reason("a window of more than 254 elements has no one-byte code: unfused", logging.INFO)
+
+_counts: Counter[tuple[str, str]] = Counter()
+
+
+def own(op: str, *tensors: Tensor | None) -> bool:
+    """Whether ``op`` on ``tensors`` (None for an absent one) runs on its own kernel; if not, that is recorded."""
+    reason = _why_not(op, tensors)
+    if reason is None:
+        return True
+    to_torch(op, reason)
+    return False
+
+
+def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
+    compiling = torch.compiler.is_compiling()
+    for position, tensor in enumerate(tensors):
+        if tensor is None and position == 2:  # bias
+            continue
+        # Tracing shows fake tensors as what they stand for.
+        if type(tensor) not in _PLAIN_TYPES and not compiling:
+            if not hasattr(type(tensor), "__torch_function__"):
+                name = ("input", "weight", "bias")[position]
+                raise TypeError(f"{op}: {name} must be a Tensor, but got {name}={type(tensor).__name__}")
+            return SUBCLASS
+        dtypes = KERNELS.get(tensor.device.type)
+        if dtypes is None:
+            return Reason(f"no kernel for device {tensor.device.type}")
+        if tensor.dtype not in dtypes:
+            return Reason(f"no kernel for {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            return Reason(f"no kernel for layout {tensor.layout}")
+    if library.load_error is not None:
+        return NOT_LOADED
+    if compiling:
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return FUNCTORCH
+    # The level is that of the innermost dual_level(), -1 outside all.
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        return FORWARD_AD
+    if torch._C._get_tracing_state() is not None:
+        return TRACING
+    return None
+
+
+def to_torch(op: str, reason: Reason) -> None:
+    """Records that this call of ``op`` runs on torch's own op; raises RuntimeError instead in strict mode."""
+    if os.environ.get("CNNFAST_STRICT") == "1":
+        raise RuntimeError(f"{op}: CNNFAST_STRICT=1 allows own kernels only, but got {_explain(reason)}")
+    record(op, reason, "runs on torch's own op")
+
+
+def record(op: str, reason: Reason, what: str) -> None:
+    """Counts, and logs at its first time, that ``op`` took another way."""
+    if torch.compiler.is_compiling():
+        return
+    _counts[op, reason.text] += 1
+    if _counts[op, reason.text] == 1:
+        logger.log(reason.level, "%s %s: %s", op, what, _explain(reason))
+
+
+def _explain(reason: Reason) -> str:
+    return f"{reason.text} ({library.load_error})" if reason is NOT_LOADED else reason.text
+
+
+def fallbacks(reset: bool = False) -> dict[str, dict[str, int]]:
+    """How often each op went another way than to its own kernel, by reason, since import or the last reset.
+
+    Args:
+        reset: start counting from zero, and log each (op, reason) once more.
+
+    Example::
+
+        >>> cnnfast.functional.relu(torch.tensor([-1, 2]))
+        >>> cnnfast.fallbacks()
+        {'relu': {'no kernel for torch.int64': 1}}
+    """
+    result: dict[str, dict[str, int]] = {}
+    for (op, reason), count in _counts.items():
+        result.setdefault(op, {})[reason] = count
+    if reset:
+        _counts.clear()
+    return result
+
+
+def table() -> dict[str, Any]:
+    """op -> device type -> the dtypes its own kernels take; empty where the library did not load."""
+    devices = {} if library.load_error else KERNELS
+    return {
+        op: {device: sorted(str(dtype).removeprefix("torch.") for dtype in dtypes) for device, dtypes in devices.items()}
+        for op in OPS
+    }
