@@ -38,21 +38,18 @@ Grads = tuple[Tensor | None, ...]
 
 
 class Op(Function):
-    """An op of the library: its public handle, how it runs, what it keeps for backward, its backward formula."""
+    """An op of the library: how it runs, what it keeps for backward, its backward formula."""
 
     #: The name in torch.ops.cnnfast and cnnfast.functional.
     name: ClassVar[str]
     #: Whether autocast runs it in the lower precision, as it does torch's own.
     lower_precision: ClassVar[bool] = False
-    #: The handle of the public op.
-    public: ClassVar[Any]
     #: The public op's arguments -> its results.
     compute: ClassVar[Callable[..., Any]]
     #: As ``compute``, without the results that only backward needs.
     infer: ClassVar[Callable[..., Any]]
 
     def __init_subclass__(cls) -> None:
-        cls.public = op(cls.name)
         if "infer" not in vars(cls):
             cls.infer = cls.compute
 
@@ -230,7 +227,12 @@ class AvgPool2d(Op):
         return grad, None, None, None, None, None, None
 
 
-OPS: tuple[type[Op], ...] = (Conv2d, ConvTranspose2d, ReLU, MaxPool2d, AvgPool2d, Conv2dReLU, Conv2dReLUMaxPool2d)
+#: name -> its Function.
+OPS: dict[str, type[Op]] = {
+    cls.name: cls for cls in (Conv2d, ConvTranspose2d, ReLU, MaxPool2d, AvgPool2d, Conv2dReLU, Conv2dReLUMaxPool2d)
+}
+#: name -> the handle of its public op.
+PUBLIC: dict[str, Any] = {name: op(name) for name in OPS}
 
 
 def _input_to_keep(ctx: Any, input: Tensor) -> Tensor:

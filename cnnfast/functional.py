@@ -60,7 +60,7 @@ def conv2d(
     if not own("conv2d", input, weight, bias):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     options = _conv_options("conv2d", weight, stride, padding, dilation, groups)
-    return _run(autograd.Conv2d, (input, weight, bias), options)
+    return _run("conv2d", (input, weight, bias), options)
 
 
 def conv2d_relu(
@@ -82,7 +82,7 @@ def conv2d_relu(
     if not own("conv2d_relu", input, weight, bias):
         return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     options = _conv_options("conv2d_relu", weight, stride, padding, dilation, groups)
-    return _run(autograd.Conv2dReLU, (input, weight, bias), options)
+    return _run("conv2d_relu", (input, weight, bias), options)
 
 
 def conv2d_relu_max_pool2d(
@@ -134,7 +134,7 @@ def conv2d_relu_max_pool2d(
         pair(name, "pool_dilation", pool_dilation),
         check_bool(name, "ceil_mode", ceil_mode),
     )
-    return _run(autograd.Conv2dReLUMaxPool2d, (input, weight, bias), options)[0]
+    return _run(name, (input, weight, bias), options)[0]
 
 
 def conv_transpose2d(
@@ -179,7 +179,7 @@ def conv_transpose2d(
         check_int(name, "groups", groups),
         pair(name, "dilation", dilation),
     )
-    return _run(autograd.ConvTranspose2d, (input, weight, bias), options)
+    return _run(name, (input, weight, bias), options)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -199,7 +199,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return F.relu(input, inplace=True)
     if not own("relu", input):
         return F.relu(input)
-    return _run(autograd.ReLU, (input,), ())
+    return _run("relu", (input,), ())
 
 
 def max_pool2d(
@@ -241,7 +241,7 @@ def max_pool2d(
         pair(name, "dilation", dilation),
         check_bool(name, "ceil_mode", ceil_mode),
     )
-    outputs = _run(autograd.MaxPool2d, (input,), options, all_results=return_indices)
+    outputs = _run(name, (input,), options, all_results=return_indices)
     return outputs if return_indices else outputs[0]
 
 
@@ -285,7 +285,7 @@ def avg_pool2d(
         check_bool(name, "count_include_pad", count_include_pad),
         None if divisor_override is None else check_int(name, "divisor_override", divisor_override),
     )
-    return _run(autograd.AvgPool2d, (input,), options)
+    return _run(name, (input,), options)
 
 
 def _conv_options(
@@ -297,11 +297,12 @@ def _conv_options(
 
 
 def _run(
-    op: type[autograd.Op], tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False
+    name: str, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False
 ) -> Any:
     """Runs an own kernel the way this caller needs it: traced, with gradient, or without."""
     if torch.compiler.is_compiling():
-        return op.public(*tensors, *options)
+        return autograd.PUBLIC[name](*tensors, *options)
+    op = autograd.OPS[name]
     if op.lower_precision and torch.is_autocast_enabled("cpu"):
         tensors = lower_precision("cpu", *tensors)
     if torch.is_grad_enabled():

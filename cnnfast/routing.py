@@ -37,6 +37,8 @@ KERNELS: dict[str, frozenset[torch.dtype]] = {
     "cpu": frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 }
 
+_CPU = KERNELS["cpu"]
+
 # A subclass may give torch's functions another meaning, which a raw op would go around; hence the exact type.
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
@@ -79,7 +81,8 @@ def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
                 name = ("input", "weight", "bias")[position]
                 raise TypeError(f"{op}: {name} must be a Tensor, but got {name}={type(tensor).__name__}")
             return SUBCLASS
-        dtypes = KERNELS.get(tensor.device.type)
+        # is_cpu first: making a device object costs more than the rest of this loop.
+        dtypes = _CPU if tensor.is_cpu else KERNELS.get(tensor.device.type)
         if dtypes is None:
             return Reason(f"no kernel for device {tensor.device.type}")
         if tensor.dtype not in dtypes:

@@ -1,0 +1,160 @@
+"""What torch.compile, torch.export and direct callers need of the ops: shapes, gradients, autocast.
+
+The public ops (torch.ops.cnnfast.conv2d, ...) get the formulas of autograd.py and autocast's casts; every op gets a
+fake kernel, which tells the shape and strides of its results and nothing else. Arguments are checked by the kernels
+alone (csrc/checks.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from . import library
+from .autocast import lower_precision
+from .autograd import OPS, PUBLIC, Op, conv_output_size
+
+Ints = Sequence[int]
+
+# Kept alive: registrations end with the Library object.
+_lib = torch.library.Library("cnnfast", "FRAGMENT")
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return suggest_memory_format(tensor) == torch.channels_last
+
+
+def _image(
+    like: Tensor, channels: int, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """[N, channels, *size], or without N, with the batch, device and (unless given) dtype of ``like``."""
+    return torch.empty(
+        (*like.shape[:-3], channels, *size),
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last and like.dim() == 4 else torch.contiguous_format,
+    )
+
+
+def _pooled_size(size: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool) -> list[int]:
+    result = []
+    for d in (0, 1):
+        room = size[d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1
+        pooled = (room + (stride[d] - 1 if ceil else 0)) // stride[d] + 1
+        # The last window must start inside the input or its top or left padding.
+        result.append(pooled - 1 if ceil and (pooled - 1) * stride[d] >= size[d] + padding[d] else pooled)
+    return result
+
+
+def _conv2d(input, weight, bias, stride, padding, dilation, groups, relu=False):
+    size = conv_output_size(input, weight, stride, padding, dilation)
+    return _image(input, weight.shape[0], size, _channels_last(input) or _channels_last(weight))
+
+
+def _conv2d_relu_max_pool2d(
+    input, weight, bias, stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding, pool_dilation,
+    ceil_mode, return_code=True,
+):  # fmt: skip
+    size = conv_output_size(input, weight, stride, padding, dilation)
+    size = _pooled_size(size, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    channels_last = _channels_last(input) or _channels_last(weight)
+    output = _image(input, weight.shape[0], size, channels_last)
+    code = torch.empty_like(output, dtype=torch.uint8) if return_code else input.new_empty(0, dtype=torch.uint8)
+    return output, code
+
+
+def _conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation):
+    size = [
+        (input.shape[d - 2] - 1) * stride[d]
+        - 2 * padding[d]
+        + dilation[d] * (weight.shape[d + 2] - 1)
+        + output_padding[d]
+        + 1
+        for d in (0, 1)
+    ]
+    return _image(input, weight.shape[1] * groups, size, _channels_last(input) or _channels_last(weight))
+
+
+def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, output_mask: Sequence[bool]) -> Any:
+    channels_last = _channels_last(input) or _channels_last(weight)
+    grad_input = _image(input, input.shape[-3], input.shape[-2:], channels_last) if output_mask[0] else None
+    grad_weight = _image(weight, weight.shape[1], weight.shape[2:], channels_last) if output_mask[1] else None
+    grad_bias = grad_output.new_empty(grad_output.shape[-3]) if output_mask[2] else None
+    return grad_input, grad_weight, grad_bias
+
+
+def _relu(input):
+    return torch.empty_like(input)
+
+
+def _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True):
+    size = _pooled_size(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
+    output = _image(input, input.shape[-3], size, _channels_last(input))
+    indices = torch.empty_like(output, dtype=torch.int64) if return_indices else input.new_empty(0, dtype=torch.int64)
+    return output, indices
+
+
+def _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    size = _pooled_size(input.shape[-2:], kernel_size, stride, padding, (1, 1), ceil_mode)
+    return _image(input, input.shape[-3], size, _channels_last(input))
+
+
+_FAKE = {
+    "conv2d": _conv2d,
+    "conv2d_forward": _conv2d,
+    "conv2d_relu": _conv2d,
+    "conv2d_backward": lambda grad, input, weight, *args: _conv_backward(grad, input, weight, args[-1]),
+    "conv_transpose2d": _conv_transpose2d,
+    "conv_transpose2d_forward": _conv_transpose2d,
+    "conv_transpose2d_backward": lambda grad, input, weight, *args: _conv_backward(grad, input, weight, args[-1]),
+    "conv2d_relu_max_pool2d": _conv2d_relu_max_pool2d,
+    "conv2d_relu_max_pool2d_forward": _conv2d_relu_max_pool2d,
+    "conv2d_relu_max_pool2d_backward": lambda grad, code, input, weight, *args: (
+        *_conv_backward(grad, input, weight, args[-1]),
+    ),
+    "relu": _relu,
+    "relu_forward": _relu,
+    "relu_backward": lambda grad_output, output: torch.empty_like(output),
+    "max_pool2d": _max_pool2d,
+    "max_pool2d_forward": _max_pool2d,
+    "max_pool2d_backward": lambda grad_output, indices, input_size: _image(
+        grad_output, grad_output.shape[-3], input_size, _channels_last(indices)
+    ),
+    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d_forward": _avg_pool2d,
+    "avg_pool2d_backward": lambda grad_output, input_size, channels_last, *args: _image(
+        grad_output, grad_output.shape[-3], input_size, channels_last
+    ),
+}
+
+
+def _register_autocast(op: type[Op], device: str) -> None:
+    key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
+    keys = torch._C.DispatchKeySet(key)
+
+    def cast_and_call(keyset: Any, *args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return PUBLIC[op.name](*lower_precision(device, *args[:3]), *args[3:])
+
+    _lib.impl(op.name, cast_and_call, key.name, with_keyset=True)
+
+
+def register() -> None:
+    """Once, after the library has loaded."""
+    for name, fake in _FAKE.items():
+        torch.library.register_fake(f"cnnfast::{name}", fake, lib=_lib)
+        if name.endswith(("_forward", "_backward")):
+            # Autograd has nothing to do with a raw op; without this its fallback would box and unbox every call.
+            _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    for op in OPS.values():
+        torch.library.register_autograd(f"cnnfast::{op.name}", op.backward, setup_context=op.save, lib=_lib)
+        if op.lower_precision:
+            _register_autocast(op, "cpu")
+
+
+if library.load_error is None:
+    register()
