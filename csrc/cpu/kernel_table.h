@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/number.h"
+#include "cpu/avg_pool2d.h"
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
@@ -13,6 +14,7 @@ template <class T>
 struct KernelsOf {
   ReluKernels<T> relu;
   MaxPool2dKernels<T> max_pool2d;
+  AvgPool2dKernels<T> avg_pool2d;
 };
 
 struct CpuKernels {
