@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cnnfast
+import cnnfast  # noqa: F401  (registers the ops)
 from cnnfast.testing import DTYPES, LAYOUTS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
-torch.ops.load_library(next(Path(cnnfast.__file__).parent.glob("_C*.so")))
 ops = torch.ops.cnnfast
 NAN = float("nan")
 

@@ -30,9 +30,8 @@ Tensor avg_pool2d_forward(const Tensor& input, const IntList& kernel_size, const
     using T = decltype(zero);
     const AvgPool2dForward<T> args{s, divisor, channels_last, view_of<const T>(input), view_of<T>(output)};
     const int64_t row = channels_last ? s.Q * s.C : s.Q;
-    parallel_ranges(s.N * s.C * s.P * s.Q / row, ceil_div(kGrain, row), [&](int64_t begin, int64_t end) {
-      cpu_kernels().of<T>().avg_pool2d.forward(args, begin, end);
-    });
+    parallel_ranges(s.N * s.C * s.P * s.Q / row, ceil_div(kGrain, row),
+                    [&](int64_t begin, int64_t end) { cpu_kernels().of<T>().avg_pool2d.forward(args, begin, end); });
   });
   return output;
 }

@@ -35,16 +35,16 @@ template <class Stored>
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Pool2dShape& s, bool return_winner) {
   const bool channels_last = suggests_channels_last(input);
   const Tensor output = empty(input, {s.N, s.C, s.P, s.Q}, input.dim(), channels_last);
-  const Tensor winner = return_winner ? empty(input, {s.N, s.C, s.P, s.Q}, input.dim(), channels_last, kStoredType<Stored>)
-                                      : empty_vector(input, 0, kStoredType<Stored>);
+  const Tensor winner = return_winner
+                            ? empty(input, {s.N, s.C, s.P, s.Q}, input.dim(), channels_last, kStoredType<Stored>)
+                            : empty_vector(input, 0, kStoredType<Stored>);
   dispatch_dtype(kForward, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     MaxPool2dForward<T, Stored> args{s, channels_last, view_of<const T>(input), view_of<T>(output), {}};
     if (return_winner) args.winner = view_of<Stored>(winner);
     const int64_t row = channels_last ? s.Q * s.C : s.Q;
-    parallel_ranges(s.N * s.C * s.P * s.Q / row, ceil_div(kGrain, row), [&](int64_t begin, int64_t end) {
-      kernels_of<Stored, T>().forward(args, begin, end);
-    });
+    parallel_ranges(s.N * s.C * s.P * s.Q / row, ceil_div(kGrain, row),
+                    [&](int64_t begin, int64_t end) { kernels_of<Stored, T>().forward(args, begin, end); });
   });
   return {output, winner};
 }
@@ -94,9 +94,9 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
   s.N = batch_of(grad_output), s.C = size_from_end(grad_output, 3);
   s.P = size_from_end(grad_output, 2), s.Q = size_from_end(grad_output, 1);
   s.H = input_size[0], s.W = input_size[1];
-  CNNFAST_CHECK(s.C > 0 && s.P > 0 && s.Q > 0, kBackward,
-                ": grad_output must not be empty but for its batch, but got grad_output.shape=",
-                show_size(grad_output));
+  CNNFAST_CHECK(
+      s.C > 0 && s.P > 0 && s.Q > 0, kBackward,
+      ": grad_output must not be empty but for its batch, but got grad_output.shape=", show_size(grad_output));
   return backward<int64_t>(grad_output, indices, s, suggests_channels_last(indices));
 }
 

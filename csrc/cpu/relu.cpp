@@ -1,6 +1,7 @@
 // relu_forward and relu_backward on the CPU.
 #include "cpu/relu.h"
 
+#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "tensor.h"
@@ -11,17 +12,26 @@ namespace {
 // Elements per task: large against the cost of starting one, small against the caches.
 constexpr int64_t kGrain = 1 << 15;
 
-// Dense in some order of dimensions, without gaps or overlaps.
-bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return true;
-  return suggests_channels_last(tensor) && tensor.stride(1) == 1 && tensor.stride(3) == tensor.size(1) &&
-         tensor.stride(2) == tensor.size(1) * tensor.size(3) &&
-         tensor.stride(0) == tensor.size(1) * tensor.size(3) * tensor.size(2);
+// Whether elements of the same index lie at the same place in both. (Dimensions of one element have no say.)
+bool same_layout(const Tensor& a, const Tensor& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d)
+    same = a.size(d) == b.size(d) && (a.size(d) == 1 || a.stride(d) == b.stride(d));
+  return same;
+}
+
+// `tensor`, or a copy of it, in the layout of `like`.
+Tensor in_layout_of(const Tensor& like, const Tensor& tensor) {
+  if (same_layout(tensor, like)) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 Tensor relu_forward(const Tensor& input_any) {
-  const Tensor input = is_dense(input_any) ? input_any : torch::stable::contiguous(input_any);
-  Tensor output = torch::stable::empty_like(input);
+  // Dense, and in the order of the input's strides: as torch's.
+  Tensor output = torch::stable::empty_like(input_any);
+  const Tensor input = in_layout_of(output, input_any);
   dispatch_dtype("relu", input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* x = data_of<T>(input);
@@ -33,17 +43,14 @@ Tensor relu_forward(const Tensor& input_any) {
 }
 
 Tensor relu_backward(const Tensor& grad_output_any, const Tensor& output_any) {
-  const Tensor output = is_dense(output_any) ? output_any : torch::stable::contiguous(output_any);
-  Tensor grad_input = torch::stable::empty_like(output);
-  // The gradient in the output's layout, whatever its own.
-  Tensor grad_output = grad_output_any;
-  bool same = grad_output.dim() == output.dim();
-  for (int64_t d = 0; same && d < output.dim(); ++d) same = grad_output.stride(d) == output.stride(d);
-  if (!same) {
-    grad_output = torch::stable::empty_like(output);
-    torch::stable::copy_(grad_output, grad_output_any);
-  }
-  dispatch_dtype("relu", output.scalar_type(), [&](auto zero) {
+  check_same("relu_backward", "grad_output", grad_output_any, "output", output_any);
+  CNNFAST_CHECK(show_size(grad_output_any) == show_size(output_any),
+                "relu_backward: grad_output must have the shape of output, but got grad_output.shape=",
+                show_size(grad_output_any), ", output.shape=", show_size(output_any));
+  Tensor grad_input = torch::stable::empty_like(output_any);
+  const Tensor output = in_layout_of(grad_input, output_any);
+  const Tensor grad_output = in_layout_of(grad_input, grad_output_any);
+  dispatch_dtype("relu_backward", output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* dy = data_of<T>(grad_output);
     const T* y = data_of<T>(output);

@@ -7,7 +7,8 @@ namespace cnnfast {
 
 template <class T>
 struct ReluKernels {
-  // output[i] = max(input[i], 0) for i in [begin, end); NaN stays NaN.
+  // output[i] = input[i] < 0 ? 0 : input[i] for i in [begin, end), so that NaN and -0.0 stay what they are, as in
+  // torch.
   void (*forward)(const T* input, T* output, int64_t begin, int64_t end);
   // grad_input[i] = output[i] <= 0 ? 0 : grad_output[i], so that NaN lets the gradient through, as in torch.
   void (*backward)(const T* grad_output, const T* output, T* grad_input, int64_t begin, int64_t end);

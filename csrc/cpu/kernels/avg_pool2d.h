@@ -50,8 +50,7 @@ class AvgPool2dRows {
   using V = ComputeVec<T>;
   static constexpr int kWidth = kComputeLanes<T>;
 
-  explicit AvgPool2dRows(const AvgPool2dForward<T>& args)
-      : a_(args), s_(args.shape), divisors_(s_, args.divisor) {}
+  explicit AvgPool2dRows(const AvgPool2dForward<T>& args) : a_(args), s_(args.shape), divisors_(s_, args.divisor) {}
 
   // All channels of output row p of image n.
   void channels_last_row(int64_t n, int64_t p) const {
@@ -62,8 +61,7 @@ class AvgPool2dRows {
       if (a_.input.stride.c != 1) {
         for (int64_t c = 0; c < s_.C; ++c) one(c);
       } else {
-        for_each_block<kWidth>(
-            0, s_.C, [&](int64_t c) { block_of_windows<1>(n, c, p, q, rows, columns); }, one);
+        for_each_block<kWidth>(0, s_.C, [&](int64_t c) { block_of_windows<1>(n, c, p, q, rows, columns); }, one);
       }
     }
   }
@@ -88,8 +86,8 @@ class AvgPool2dRows {
   CNNFAST_INLINE void block_of_windows(int64_t n, int64_t c, int64_t p, int64_t q, Range rows, Range columns) const {
     const T* origin = a_.input.at(n, c, p * s_.stride_h - s_.pad_h, q * s_.stride_w - s_.pad_w);
     const int64_t down = a_.input.stride.h, right = a_.input.stride.w;
-    const V sum = sum_taps<V>(
-        rows, columns, [&](int64_t r, int64_t s) { return load_lanes<kStep>(origin + r * down + s * right); });
+    const V sum = sum_taps<V>(rows, columns,
+                              [&](int64_t r, int64_t s) { return load_lanes<kStep>(origin + r * down + s * right); });
     store_lanes(a_.output.at(n, c, p, q), sum / divisor(p, q));
   }
 
@@ -133,7 +131,11 @@ class AvgPool2dGradRows {
   static constexpr int kWidth = kComputeLanes<T>;
 
   AvgPool2dGradRows(const AvgPool2dBackward<T>& args, C* scratch)
-      : a_(args), s_(args.shape), divisors_(s_, args.divisor), column_divisor_(scratch), column_(scratch + s_.Q),
+      : a_(args),
+        s_(args.shape),
+        divisors_(s_, args.divisor),
+        column_divisor_(scratch),
+        column_(scratch + s_.Q),
         row_(scratch + 2 * s_.Q) {
     for (int64_t q = 0; q < s_.Q; ++q) column_divisor_[q] = static_cast<C>(divisors_.columns(q));
   }
@@ -169,7 +171,8 @@ class AvgPool2dGradRows {
       const C row_divisor = static_cast<C>(divisors_.rows(p));
       const T* grad_output = a_.grad_output.at(n, c, p, 0);
       const int64_t step = a_.grad_output.stride.w;
-      for (int64_t q = 0; q < s_.Q; ++q) column_[q] += load(grad_output + q * step) / (row_divisor * column_divisor_[q]);
+      for (int64_t q = 0; q < s_.Q; ++q)
+        column_[q] += load(grad_output + q * step) / (row_divisor * column_divisor_[q]);
     }
     for (int64_t w = 0; w < s_.W; ++w) row_[w] = 0;
     for (int64_t q = 0; q < s_.Q; ++q) {

@@ -55,7 +55,8 @@ CNNFAST_INLINE Vec<float> widen(HalfBits bits, bfloat16) {
 CNNFAST_INLINE Vec<float> widen(HalfBits bits, float16) {
   const Vec<uint32_t> h = __builtin_convertvector(bits, Vec<uint32_t>);
   const Vec<uint32_t> sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  const Vec<uint32_t> finite = reinterpret_cast<Vec<uint32_t>>(reinterpret_cast<Vec<float>>(magnitude << 13) * 0x1p112f);
+  const Vec<uint32_t> finite =
+      reinterpret_cast<Vec<uint32_t>>(reinterpret_cast<Vec<float>>(magnitude << 13) * 0x1p112f);
   const Vec<uint32_t> special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
   return reinterpret_cast<Vec<float>>(sign | (magnitude >= 0x7c00u ? special : finite));
 }

@@ -10,7 +10,7 @@ template <class T>
 void relu_forward(const T* input, T* output, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const Compute<T> x = load(input + i);
-    store(output + i, x <= 0 ? Compute<T>(0) : x);
+    store(output + i, x < 0 ? Compute<T>(0) : x);
   }
 }
 
