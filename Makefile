@@ -20,8 +20,9 @@ bin := $(abspath $(VENV))/bin
 later_bin := $(abspath $(VENV))-later/bin
 sources := setup.py pyproject.toml $(shell find csrc -type f)
 installed := $(VENV)/.installed-torch-$(TORCH)
+later := $(VENV)-later/.torch-$(LATER_TORCH)
 
-.PHONY: bench test test-full lint format clean
+.PHONY: bench test test-full wheel wheel-later lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch-$(TORCH):
@@ -37,8 +38,36 @@ bench: $(installed)
 	$(bin)/python -m cnnfast.train --backend both --data digits --epochs 3
 	$(bin)/python -m benchmarks
 
-test: $(installed)
+test: $(installed) cpp-default
 	$(bin)/python -m pytest -m "not long"
+
+# CMake and ninja are the environment's own.
+cpp-%: $(installed)
+	PATH="$(bin):$$PATH" && cmake --preset $* && cmake --build --preset $* && ctest --preset $*
+
+# NEON is compiled for and run on the emulator where the machine has both (Debian: g++-aarch64-linux-gnu, qemu-user-static).
+missing_for_neon := $(shell for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool > /dev/null || echo $$tool; done)
+
+# The source distribution, and from it a wheel, which must compile without a warning, keep to the stable ABI of the
+# oldest torch, and run on a later one.
+wheel: $(installed)
+	rm -rf build/wheel
+	CXXFLAGS=-Werror $(bin)/python -m build --no-isolation --outdir build/wheel
+	cd build/wheel && $(bin)/python -m zipfile -e *.whl unpacked
+	$(bin)/torch-abi-audit --check both build/wheel/unpacked/cnnfast/_C.abi3.so
+
+$(later):
+	$(PYTHON) -m venv $(VENV)-later
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet torch==$(LATER_TORCH)
+	touch $@
+
+wheel-later: wheel $(later)
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/*.whl
+	cd $(VENV)-later && $(later_bin)/python $(CURDIR)/tests/smoke.py
+
+test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) wheel-later
+	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
+	$(bin)/python -m pytest -m long
 
 cpp_files = $(shell git ls-files "*.cpp" "*.h")
 

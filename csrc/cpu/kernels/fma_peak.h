@@ -17,7 +17,7 @@ static float fma_peak(int64_t iterations) {
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 12
     for (int i = 0; i < kFmaChains; ++i) sum[i] = sum[i] * scale + step;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (CNNFAST_VECTOR_BYTES <= 32 || defined(__AVX512F__))
     asm volatile("" : "+x"(scale));  // keeps the compiler from folding rounds together
 #elif defined(__aarch64__)
     asm volatile("" : "+w"(scale));

@@ -1,3 +1,0 @@
-"""The version of cnnfast, stated here only."""
-
-__version__ = "0.1.0"
