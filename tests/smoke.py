@@ -9,11 +9,12 @@ import pathlib
 # An op without its own kernel is an error here, not a detour to torch's.
 os.environ["CNNFAST_STRICT"] = "1"
 
-import cnnfast
-import cnnfast.functional as CF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import cnnfast
+import cnnfast.functional as CF
 
 
 def conv_relu_pool(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def main() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
             print(f"{name} {str(dtype).removeprefix('torch.')}: forward and {len(ours) - 1} gradients agree")
     assert not cnnfast.fallbacks(), cnnfast.fallbacks()
-    print(f"cnnfast {cnnfast.__version__} from {pathlib.Path(cnnfast.__file__).parent}, torch {torch.__version__}: passed")
+    installed = pathlib.Path(cnnfast.__file__).parent
+    print(f"cnnfast {cnnfast.__version__} from {installed}, torch {torch.__version__}: passed")
 
 
 if __name__ == "__main__":
