@@ -11,17 +11,13 @@ constexpr int kFmaChains = 12;
 
 static float fma_peak(int64_t iterations) {
   Vec<float> sum[kFmaChains];
-  for (int i = 0; i < kFmaChains; ++i) sum[i] = broadcast(static_cast<float>(i));
-  Vec<float> scale = broadcast(0.999f);
+  // None begins at the fixed point, 1, which the compiler would know to stay the same.
+  for (int i = 0; i < kFmaChains; ++i) sum[i] = broadcast(static_cast<float>(i + 2));
+  const Vec<float> scale = broadcast(0.999f);
   const Vec<float> step = broadcast(0.001f);
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 12
     for (int i = 0; i < kFmaChains; ++i) sum[i] = sum[i] * scale + step;
-#if defined(__x86_64__) && (CNNFAST_VECTOR_BYTES <= 32 || defined(__AVX512F__))
-    asm volatile("" : "+x"(scale));  // keeps the compiler from folding rounds together
-#elif defined(__aarch64__)
-    asm volatile("" : "+w"(scale));
-#endif
   }
   float total = 0;
   for (int i = 0; i < kFmaChains; ++i)
