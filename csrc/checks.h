@@ -163,6 +163,10 @@ inline void check_grad_output(const char* op, const Tensor& grad_output, const T
   check_same(op, "grad_output", grad_output, "input", input);
 }
 
+inline void check_output_mask(const char* op, const std::vector<bool>& output_mask) {
+  CNNFAST_CHECK(output_mask.size() == 3, op, ": output_mask must have 3 values, but got ", output_mask.size());
+}
+
 // Shapes of a pooling over a [N, C, H, W] map. `padding` may be at most half of the kernel.
 inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H, int64_t W, const IntList& kernel_size,
                                 const IntList& stride, const IntList& padding, const IntList& dilation,

@@ -3,6 +3,7 @@
 
 #include "common/number.h"
 #include "cpu/avg_pool2d.h"
+#include "cpu/conv2d.h"
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
@@ -12,6 +13,7 @@ namespace cnnfast {
 // Kernels that exist for every storage type.
 template <class T>
 struct KernelsOf {
+  Conv2dKernels<T> conv2d;
   ReluKernels<T> relu;
   MaxPool2dKernels<T> max_pool2d;
   AvgPool2dKernels<T> avg_pool2d;

@@ -4,6 +4,7 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/avg_pool2d.h"
+#include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
@@ -12,7 +13,7 @@ namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {relu_kernels<T>(), max_pool2d_kernels<T>(), avg_pool2d_kernels<T>()};
+  return {conv2d_kernels<T>(), relu_kernels<T>(), max_pool2d_kernels<T>(), avg_pool2d_kernels<T>()};
 }
 
 constexpr CpuKernels make_kernels(const char* isa) {

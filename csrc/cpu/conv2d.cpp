@@ -1,0 +1,72 @@
+// conv2d_forward and conv2d_backward on the CPU.
+#include "cpu/conv2d_launch.h"
+#include "cpu/implicit_gemm.h"
+
+namespace cnnfast {
+
+Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
+                      bool relu) {
+  const char* op = relu ? "conv2d_relu" : "conv2d";
+  const Conv2dShape s = conv2d_shape(op, input, weight, bias, stride, padding, dilation, groups);
+  const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
+  const Tensor dense_bias = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
+  dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    implicit_gemm_forward<T>(s, view_of<const T>(input), view_of<const T>(weight),
+                             bias.has_value() ? data_of<const T>(dense_bias) : nullptr, relu, view_of<T>(output));
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
+                                                   const Tensor& weight, const IntList& stride, const IntList& padding,
+                                                   const IntList& dilation, int64_t groups,
+                                                   const std::vector<bool>& output_mask) {
+  const char* op = "conv2d_backward";
+  const Conv2dShape s = conv2d_shape(op, input, weight, std::nullopt, stride, padding, dilation, groups);
+  check_grad_output(op, grad_output, input, {s.N, s.K, s.P, s.Q});
+  check_output_mask(op, output_mask);
+  const bool channels_last = conv_channels_last(input, weight);
+  Tensor grad_input, grad_weight, grad_bias;
+  dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto dy = view_of<const T>(grad_output);
+    if (output_mask[0]) {
+      grad_input = empty(input, {s.N, s.C, s.H, s.W}, input.dim(), channels_last);
+      implicit_gemm_backward_input<T>(s, dy, view_of<const T>(weight), nullptr, view_of<T>(grad_input));
+    }
+    if (output_mask[1]) {
+      grad_weight = empty(input, {s.K, s.C / s.G, s.R, s.S}, 4, channels_last);
+      implicit_gemm_backward_weight<T>(s, view_of<const T>(input), dy, view_of<T>(grad_weight));
+    }
+    if (output_mask[2]) {
+      grad_bias = empty_vector(input, s.K);
+      sum_over_pixels<T>(s.N, s.K, s.P, s.Q, dy, data_of<T>(grad_bias));
+    }
+  });
+  return {grad_input, grad_weight, grad_bias};
+}
+
+namespace {
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
+              const IntList& padding, const IntList& dilation, int64_t groups) {
+  return conv2d_forward(input, weight, bias, stride, padding, dilation, groups, false);
+}
+
+Tensor conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
+                   const IntList& padding, const IntList& dilation, int64_t groups) {
+  return conv2d_forward(input, weight, bias, stride, padding, dilation, groups, true);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("conv2d_forward", TORCH_BOX(&conv2d_forward));
+  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu));
+}
+
+}  // namespace cnnfast

@@ -1,0 +1,128 @@
+// Contract of the general convolution, algorithm `implicit_gemm`: bodies in kernels/conv2d_forward.h and
+// kernels/conv2d_backward_weight.h, launchers in conv2d.cpp and conv_transpose2d.cpp.
+//
+// The forward pass and the input gradient are one computation, the GatherConv: every output pixel gathers source
+// pixels at fixed distances. A strided convolution's input gradient is several of them, one for each residue class of
+// (h mod stride_h, w mod stride_w), so nothing is multiplied by inserted zeros.
+#pragma once
+
+#include <cstddef>
+
+#include "common/number.h"
+#include "common/shape.h"
+
+namespace cnnfast {
+
+// How one axis is read: output i and tap t meet at source coordinate i * step + origin + t * spread, or at zero where
+// that lies outside [0, size). Tap t is kernel row (or column) first_tap + t * tap_stride.
+struct GatherAxis {
+  int64_t size, outputs;
+  int64_t step, origin, spread, taps;
+  int64_t first_tap, tap_stride;
+};
+
+// output[n, m, i, j] = sum over c and taps of weight[m, c, tap] * source[n, c, h(i, tap), w(j, tap)], in each group.
+struct GatherConv {
+  int64_t N, G;
+  int64_t M, C;  // output and source channels of one group
+  GatherAxis h, w;
+
+  int64_t taps() const { return h.taps * w.taps; }
+  int64_t pixels() const { return N * h.outputs * w.outputs; }
+};
+
+// The weight [K, C/G, R, S] by the roles its dimensions play in a GatherConv; strides in elements.
+template <class T>
+struct GatherWeight {
+  T* data;
+  int64_t group, m, c, r, s;
+};
+
+static inline GatherAxis forward_axis(int64_t size, int64_t outputs, int64_t stride, int64_t padding, int64_t dilation,
+                                      int64_t kernel) {
+  return {size, outputs, stride, -padding, dilation, kernel, 0, 1};
+}
+
+static inline GatherConv forward_gather(const Conv2dShape& s) {
+  return {s.N, s.G, s.K / s.G, s.C / s.G,
+          forward_axis(s.H, s.P, s.stride_h, s.pad_top, s.dilation_h, s.R),
+          forward_axis(s.W, s.Q, s.stride_w, s.pad_left, s.dilation_w, s.S)};
+}
+
+// The input coordinates residue, residue + stride, ... below input_size, as gathered from output_size gradients: tap r
+// contributes where residue + padding - r * dilation is a multiple of the stride. Its taps run backwards through the
+// kernel, so that spread is positive.
+static inline GatherAxis backward_axis(int64_t input_size, int64_t output_size, int64_t stride, int64_t padding,
+                                       int64_t dilation, int64_t kernel, int64_t residue) {
+  const int64_t outputs = input_size > residue ? ceil_div(input_size - residue, stride) : 0;
+  const auto meets = [&](int64_t r) { return (residue + padding - r * dilation) % stride == 0; };
+  int64_t first = 0;
+  while (first < kernel && first < stride && !meets(first)) ++first;
+  if (first == kernel || !meets(first)) return {output_size, outputs, 1, 0, 1, 0, 0, 1};
+  int64_t period = 1;
+  while (period * dilation % stride != 0) ++period;
+  const int64_t taps = (kernel - 1 - first) / period + 1, last = first + (taps - 1) * period;
+  return {output_size, outputs, 1, (residue + padding - last * dilation) / stride, period * dilation / stride,
+          taps,        last,    -period};
+}
+
+static inline GatherConv backward_gather(const Conv2dShape& s, int64_t residue_h, int64_t residue_w) {
+  return {s.N, s.G, s.C / s.G, s.K / s.G,
+          backward_axis(s.H, s.P, s.stride_h, s.pad_top, s.dilation_h, s.R, residue_h),
+          backward_axis(s.W, s.Q, s.stride_w, s.pad_left, s.dilation_w, s.S, residue_w)};
+}
+
+// The output pixels of a GatherConv, cut into blocks. Narrow maps are numbered through, (n, i, j) row-major, and a
+// block is `size` consecutive numbers, across rows and images; rows of at least `size` pixels are cut each for itself.
+struct PixelBlocks {
+  int64_t size, count;
+  int64_t per_row;  // 0: numbered through
+};
+
+// What the shape alone decides about a GatherConv: its tasks, its blocks, its memory.
+struct GatherPlan {
+  PixelBlocks pixels;
+  int64_t channels, channel_blocks;  // source channels summed at a time
+  int64_t panels, panel_blocks;      // panels of output channels, and the groups of them that are tasks
+  int64_t tasks;
+  int64_t packed_weight;             // elements, all groups
+  size_t scratch_bytes;              // of one task
+};
+
+// The same for the weight gradient: tasks are (slice of the pixel blocks, group, block of M, block of C).
+struct WeightGradPlan {
+  PixelBlocks pixels;
+  int64_t channels, channel_blocks;
+  int64_t panels, panel_blocks;
+  int64_t slices;         // partial sums over the pixel blocks
+  int64_t blocks;         // G * panel_blocks * channel_blocks
+  int64_t block_size;     // elements of one block's partial sum
+  size_t scratch_bytes;
+};
+
+template <class T>
+struct Conv2dKernels {
+  using Sum = Compute<T>;
+
+  GatherPlan (*plan)(const GatherConv& conv);
+  // Packs panel `index` of [0, G * panels) into its place in `packed`.
+  void (*pack_weight)(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight, Sum* packed,
+                      int64_t index);
+  // Computes one task's part of output (whose view is over the G * M channels and the [i, j] grid). bias may be null.
+  void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed,
+                 const T* bias, bool relu, View<T> output, void* scratch, int64_t task);
+
+  WeightGradPlan (*weight_grad_plan)(const GatherConv& forward);
+  // Sums one slice of one block (task = slice * blocks + block) into partial[task * block_size ...).
+  void (*weight_grad)(const GatherConv& forward, const WeightGradPlan& plan, View<const T> input,
+                      View<const T> grad_output, Sum* partial, void* scratch, int64_t task);
+  // Adds up the slices of one block, in order, and writes them to the gradient.
+  void (*weight_grad_finish)(const GatherConv& forward, const WeightGradPlan& plan, Sum* partial,
+                             GatherWeight<T> grad_weight, int64_t block);
+
+  // sum[k] = sum over images [begin, end) and all pixels of grad_output, for k in [k_begin, k_end).
+  void (*bias_grad)(View<const T> grad_output, int64_t P, int64_t Q, int64_t begin, int64_t end, int64_t k_begin,
+                    int64_t k_end, Sum* sum);
+};
+
+}  // namespace cnnfast

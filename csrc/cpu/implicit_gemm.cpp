@@ -1,0 +1,154 @@
+// The launcher side of `implicit_gemm`. Tasks and the order of every sum come from the plans, which see the shape only.
+#include "cpu/implicit_gemm.h"
+
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+
+namespace cnnfast {
+namespace {
+
+// Weight panels are packed at least this many elements at a time.
+constexpr int64_t kPackGrain = 1 << 14;
+
+// One GatherConv of a call, and its place in the call's packed weights and tasks.
+template <class T>
+struct Gather {
+  GatherConv conv;
+  GatherPlan plan;
+  View<T> output;
+  int64_t packed, first_panel, first_task;
+};
+
+// GatherConvs over one source with one weight.
+template <class T>
+class GatherCall {
+ public:
+  void add(const GatherConv& conv, View<T> output) {
+    const GatherPlan plan = cpu_kernels().of<T>().conv2d.plan(conv);
+    gathers_.push_back({conv, plan, output, packed_, panels_, tasks_});
+    packed_ += plan.packed_weight;
+    panels_ += conv.G * plan.panels;
+    tasks_ += plan.tasks;
+    scratch_ = max(scratch_, plan.scratch_bytes);
+  }
+
+  void run(View<const T> source, GatherWeight<const T> weight, const T* bias, bool relu) const {
+    if (tasks_ == 0) return;
+    const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
+    Workspace workspace(Workspace::needed<Compute<T>>(packed_));
+    Compute<T>* packed = workspace.take<Compute<T>>(packed_);
+    parallel_ranges(panels_, max<int64_t>(kPackGrain * panels_ / max<int64_t>(packed_, 1), 1),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        const Gather<T>& g = at(i, &Gather<T>::first_panel);
+                        kernels.pack_weight(g.conv, g.plan, weight, packed + g.packed, i - g.first_panel);
+                      }
+                    });
+    parallel_tasks(tasks_, [&](int64_t i) {
+      const Gather<T>& g = at(i, &Gather<T>::first_task);
+      Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(scratch_)));
+      kernels.gather(g.conv, g.plan, source, packed + g.packed, bias, relu, g.output,
+                     scratch.take<char>(static_cast<int64_t>(scratch_)), i - g.first_task);
+    });
+  }
+
+ private:
+  // The last gather whose `first` is not beyond `index`.
+  const Gather<T>& at(int64_t index, int64_t Gather<T>::*first) const {
+    size_t low = 0, high = gathers_.size();
+    while (high - low > 1) {
+      const size_t middle = (low + high) / 2;
+      (gathers_[middle].*first <= index ? low : high) = middle;
+    }
+    return gathers_[low];
+  }
+
+  std::vector<Gather<T>> gathers_;
+  int64_t packed_ = 0, panels_ = 0, tasks_ = 0;
+  size_t scratch_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
+                           bool relu, View<T> output) {
+  const Strides& w = weight.stride;
+  GatherCall<T> call;
+  call.add(forward_gather(shape), output);
+  call.run(input, {weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, relu);
+}
+
+template <class T>
+void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_output, View<const T> weight,
+                                  const T* bias, View<T> grad_input) {
+  const Strides &w = weight.stride, &x = grad_input.stride;
+  GatherCall<T> call;
+  for (int64_t h = 0; h < min(shape.stride_h, shape.H); ++h) {
+    for (int64_t v = 0; v < min(shape.stride_w, shape.W); ++v) {
+      call.add(backward_gather(shape, h, v),
+               {grad_input.at(0, 0, h, v), {x.n, x.c, x.h * shape.stride_h, x.w * shape.stride_w}});
+    }
+  }
+  call.run(grad_output, {weight.data, shape.K / shape.G * w.n, w.c, w.n, w.h, w.w}, bias, false);
+}
+
+template <class T>
+void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input, View<const T> grad_output,
+                                   View<T> grad_weight) {
+  const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
+  const GatherConv conv = forward_gather(shape);
+  const WeightGradPlan plan = kernels.weight_grad_plan(conv);
+  const int64_t sums = plan.slices * plan.blocks * plan.block_size;
+  Workspace workspace(Workspace::needed<Compute<T>>(sums));
+  Compute<T>* partial = workspace.take<Compute<T>>(sums);
+  if (plan.pixels.count == 0) {
+    for (int64_t i = 0; i < sums; ++i) partial[i] = 0;
+  } else {
+    parallel_tasks(plan.slices * plan.blocks, [&](int64_t task) {
+      Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(plan.scratch_bytes)));
+      kernels.weight_grad(conv, plan, input, grad_output, partial,
+                          scratch.take<char>(static_cast<int64_t>(plan.scratch_bytes)), task);
+    });
+  }
+  const Strides& w = grad_weight.stride;
+  const GatherWeight<T> roles{grad_weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w};
+  parallel_tasks(plan.blocks,
+                 [&](int64_t block) { kernels.weight_grad_finish(conv, plan, partial, roles, block); });
+}
+
+template <class T>
+void sum_over_pixels(int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> grad_output, T* grad_bias) {
+  constexpr int64_t kChannels = 16;
+  const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
+  const int64_t slices = reduction_slices(N, K * static_cast<int64_t>(sizeof(Compute<T>)));
+  const int64_t parts = ceil_div(K, kChannels);
+  Workspace workspace(Workspace::needed<Compute<T>>(slices * K));
+  Compute<T>* partial = workspace.take<Compute<T>>(slices * K);
+  parallel_tasks(slices * parts, [&](int64_t task) {
+    const int64_t slice = task / parts, k = task % parts * kChannels;
+    kernels.bias_grad(grad_output, P, Q, slice * N / slices, (slice + 1) * N / slices, k, min(k + kChannels, K),
+                      partial + slice * K);
+  });
+  for (int64_t k = 0; k < K; ++k) {
+    Compute<T> sum = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * K + k];
+    store(grad_bias + k, sum);
+  }
+}
+
+#define CNNFAST_INSTANTIATE(T)                                                                                       \
+  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool, View<T>);    \
+  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);   \
+  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);            \
+  template void sum_over_pixels(int64_t, int64_t, int64_t, int64_t, View<const T>, T*);
+CNNFAST_INSTANTIATE(float)
+CNNFAST_INSTANTIATE(double)
+CNNFAST_INSTANTIATE(bfloat16)
+CNNFAST_INSTANTIATE(float16)
+#undef CNNFAST_INSTANTIATE
+
+}  // namespace cnnfast

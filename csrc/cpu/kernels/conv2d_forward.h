@@ -1,0 +1,211 @@
+// GatherConv by `implicit_gemm`: the forward pass of conv2d, and its input gradient.
+//
+//   output[m, pixel] = sum over (c, tap) of weight[m, (c, tap)] * staged[(c, tap), pixel]
+//
+// One task owns a block of pixels for some panels of output channels in one group. Per block of source channels it
+// stages what the pixels read; per panel of pixels it packs all taps and multiplies them with every weight panel, so
+// that the packed pixels stay in L1 and the weights stream from L2. Vectorised along pixels.
+#pragma once
+
+#include "cpu/conv2d.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/staging.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+// Depth of a packed panel: 256 deep panels of weights and pixels (6 + 16 KB in float) fill three quarters of L1.
+constexpr int64_t kDepth = 256;
+// A task's staged source and tiles are to stay in L2 beside the weights that stream through.
+constexpr size_t kTaskBytes = size_t{320} << 10;
+// Pixels of a block at most; more would only make the staged rows fall out of L2.
+constexpr int64_t kBlockPixels = 512;
+// Tasks wanted for balance on many cores, unless they would be of less than kTaskProducts multiplications.
+constexpr int64_t kTasks = 16, kTaskProducts = int64_t{1} << 19;
+
+// `size` cut in nearly equal parts of at most `most`; the size of a part.
+static inline int64_t even_part(int64_t size, int64_t most) {
+  return size <= most ? size : ceil_div(size, ceil_div(size, most));
+}
+
+static inline PixelBlocks cut_pixels(const GatherConv& conv, int64_t size, int64_t multiple) {
+  const int64_t Q = conv.w.outputs;
+  if (Q < size) return {size, ceil_div(conv.pixels(), size), 0};
+  const int64_t part = round_up(even_part(Q, size), multiple), per_row = max(ceil_div(Q, part), int64_t{1});
+  return {part, conv.N * conv.h.outputs * per_row, per_row};
+}
+
+template <class A>
+struct GatherScratch {
+  PixelRun* runs;
+  LaneRun* lanes;         // of all panels, one after another
+  int64_t* outputs;       // of each run of lanes, its offset in the output
+  int64_t* panel_runs;    // where each panel's runs begin
+  int64_t* depth_offsets;
+  A *staged, *panel, *tiles;
+  size_t bytes;
+
+  GatherScratch(void* memory, const GatherConv& conv, const GatherPlan& plan) {
+    Scratch scratch(memory);
+    const int64_t run_count = max_runs(conv, plan.pixels), panel_count = plan.pixels.size / kPanelWidth<A>;
+    const int64_t depth = plan.channels * conv.taps();
+    const int64_t tile_count = plan.channel_blocks > 1 ? panel_count * ceil_div(plan.panels, plan.panel_blocks) : 1;
+    runs = scratch.take<PixelRun>(run_count);
+    lanes = scratch.take<LaneRun>(run_count + panel_count);
+    outputs = scratch.take<int64_t>(run_count + panel_count);
+    panel_runs = scratch.take<int64_t>(panel_count + 1);
+    depth_offsets = scratch.take<int64_t>(depth);
+    staged = scratch.take<A>(plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
+    panel = scratch.take<A>((depth + 1) * kPanelWidth<A>);
+    tiles = scratch.take<A>(tile_count * kTileSize<A>);
+    bytes = scratch.used();
+  }
+};
+
+template <class A>
+static GatherPlan gather_plan(const GatherConv& conv) {
+  GatherPlan plan{};
+  const int64_t taps = max(conv.taps(), int64_t{1}), pixels = conv.pixels();
+  plan.channels = max(even_part(conv.C, max(kDepth / taps, int64_t{1})), int64_t{1});
+  plan.channel_blocks = max(ceil_div(conv.C, plan.channels), int64_t{1});
+  plan.panels = RowPanels(conv.M).count;
+  plan.panel_blocks = 1;
+  plan.packed_weight = conv.G * conv.M * conv.C * conv.taps();
+
+  const auto fit = [&](int64_t size) {
+    plan.pixels = cut_pixels(conv, size, kPanelWidth<A>);
+    plan.scratch_bytes = GatherScratch<A>(nullptr, conv, plan).bytes;
+  };
+  int64_t size = min(kBlockPixels, max(round_up(pixels, kPanelWidth<A>), int64_t{kPanelWidth<A>}));
+  fit(size);
+  while (plan.scratch_bytes > kTaskBytes && size > kPanelWidth<A>) fit(size -= kPanelWidth<A>);
+
+  // Few pixels: heavy weights are divided, each task streaming its own; else the pixels.
+  const int64_t products = conv.M * conv.C * taps * pixels;
+  const int64_t wanted = ceil_div(max(min(kTasks, conv.G * products / kTaskProducts), int64_t{1}), conv.G);
+  if (plan.pixels.count < wanted && conv.M * conv.C * taps * static_cast<int64_t>(sizeof(A)) > int64_t{1} << 18) {
+    plan.panel_blocks = max(min(plan.panels / 8, ceil_div(wanted, max(plan.pixels.count, int64_t{1}))), int64_t{1});
+  }
+  if (pixels > 0 && plan.pixels.count * plan.panel_blocks < wanted) {
+    size = min(size, round_up(ceil_div(pixels * plan.panel_blocks, wanted), kPanelWidth<A>));
+  }
+  fit(size);
+  plan.tasks = conv.M == 0 ? 0 : conv.G * plan.panel_blocks * plan.pixels.count;
+  return plan;
+}
+
+// Packed weights: [group][block of source channels][panel][(c, tap)][row of the panel]. Where a panel starts:
+static inline int64_t packed_offset(const GatherConv& conv, const GatherPlan& plan, int64_t g, int64_t channel,
+                                    int64_t panel) {
+  const int64_t channels = min(plan.channels, conv.C - channel);
+  return (g * conv.M * conv.C + conv.M * channel + RowPanels(conv.M).begin(panel) * channels) * conv.taps();
+}
+
+template <class T>
+static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight,
+                        Compute<T>* packed, int64_t index) {
+  const int64_t g = index / plan.panels, panel = index % plan.panels;
+  const RowPanels panels(conv.M);
+  const int64_t m = panels.begin(panel), rows = panels.begin(panel + 1) - m;
+  for (int64_t channel = 0; channel < conv.C; channel += plan.channels) {
+    Compute<T>* to = packed + packed_offset(conv, plan, g, channel, panel);
+    for (int64_t c = channel; c < min(channel + plan.channels, conv.C); ++c) {
+      for (int64_t i = 0; i < conv.h.taps; ++i) {
+        for (int64_t j = 0; j < conv.w.taps; ++j, to += rows) {
+          const int64_t r = conv.h.first_tap + i * conv.h.tap_stride, s = conv.w.first_tap + j * conv.w.tap_stride;
+          const T* from = weight.data + g * weight.group + m * weight.m + c * weight.c + r * weight.r + s * weight.s;
+          for (int64_t row = 0; row < rows; ++row) to[row] = load(from + row * weight.m);
+        }
+      }
+    }
+  }
+}
+
+// Cuts the runs of a block at panel boundaries; returns the number of panels.
+template <class A>
+static int64_t runs_to_panels(const GatherScratch<A>& s, int64_t count, const Strides& output) {
+  int64_t panel = 0, at = 0;
+  s.panel_runs[0] = 0;
+  for (const PixelRun* run = s.runs; run < s.runs + count; ++run) {
+    for (int64_t done = 0; done < run->count;) {
+      const int64_t pixel = run->first + done, lane = pixel % kPanelWidth<A>;
+      const int64_t lanes = min(run->count - done, kPanelWidth<A> - lane);
+      s.lanes[at] = {lane, lanes, run->staged + done};
+      s.outputs[at++] = run->n * output.n + run->i * output.h + (run->j + done) * output.w;
+      panel = pixel / kPanelWidth<A>;
+      s.panel_runs[panel + 1] = at;
+      done += lanes;
+    }
+  }
+  return count == 0 ? 0 : panel + 1;
+}
+
+// output = tile + bias, clipped at zero with relu (NaN stays NaN).
+template <class T>
+static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun* lanes, const int64_t* outputs,
+                       int64_t count, const T* bias, bool relu, T* output, const Strides& stride) {
+  using A = Compute<T>;
+  const A floor = relu ? A(0) : -static_cast<A>(__builtin_inf());
+  const auto finish = [&](A x) { return x <= floor ? floor : x; };
+  for (int64_t r = 0; r < rows; ++r) {
+    const A shift = bias == nullptr ? A(0) : load(bias + r);
+    for (int64_t i = 0; i < count; ++i) {
+      const A* from = tile + r * kPanelWidth<A> + lanes[i].lane;
+      T* to = output + r * stride.c + outputs[i];
+      if (stride.w == 1) {
+        for (int64_t l = 0; l < lanes[i].count; ++l) store(to + l, finish(from[l] + shift));
+      } else {
+        for (int64_t l = 0; l < lanes[i].count; ++l) store(to + l * stride.w, finish(from[l] + shift));
+      }
+    }
+  }
+}
+
+template <class T>
+static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Compute<T>* packed,
+                   const T* bias, bool relu, View<T> output, void* memory, int64_t task) {
+  using A = Compute<T>;
+  const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
+  const int64_t g = task / plan.pixels.count / plan.panel_blocks;
+  const int64_t panel_begin = part * plan.panels / plan.panel_blocks;
+  const int64_t panel_end = (part + 1) * plan.panels / plan.panel_blocks;
+  const RowPanels panels(conv.M);
+  const GatherScratch<A> s(memory, conv, plan);
+
+  const int64_t run_count = block_runs(conv, plan.pixels, block, s.runs);
+  const int64_t pixel_panels = runs_to_panels(s, run_count, output.stride);
+  const int64_t channel_stride = max_staged(conv, plan.pixels);
+  const StagedLayout layout(conv, plan.pixels);
+  int64_t* offset = s.depth_offsets;
+  for (int64_t c = 0; c < plan.channels; ++c) {
+    for (int64_t i = 0; i < conv.h.taps; ++i) {
+      for (int64_t j = 0; j < conv.w.taps; ++j) *offset++ = c * channel_stride + layout.tap(i, j);
+    }
+  }
+
+  source.data += g * conv.C * source.stride.c;
+  output.data += g * conv.M * output.stride.c;
+  if (bias != nullptr) bias += g * conv.M;
+  for (int64_t kb = 0; kb < plan.channel_blocks; ++kb) {
+    const int64_t c = kb * plan.channels, channels = min(plan.channels, conv.C - c), depth = channels * conv.taps();
+    const bool last = kb + 1 == plan.channel_blocks;
+    View<const T> part_source = source;
+    part_source.data += c * source.stride.c;
+    stage(conv, plan.pixels, s.runs, run_count, part_source, channels, s.staged, channel_stride, 1);
+    A* tile = s.tiles;
+    for (int64_t panel = 0; panel < pixel_panels; ++panel) {
+      const int64_t first = s.panel_runs[panel], count = s.panel_runs[panel + 1] - first;
+      pack_panel(s.staged, s.depth_offsets, depth, s.lanes + first, count, s.panel);
+      for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
+        multiply(rows, depth, packed + packed_offset(conv, plan, g, c, p), s.panel, tile, kb > 0);
+        if (last) {
+          write_tile(tile, rows, s.lanes + first, s.outputs + first, count, bias == nullptr ? nullptr : bias + m, relu,
+                     output.data + m * output.stride.c, output.stride);
+        }
+        if (plan.channel_blocks > 1) tile += kTileSize<A>;
+      }
+    }
+  }
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
