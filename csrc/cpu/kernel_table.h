@@ -4,6 +4,7 @@
 #include "common/number.h"
 #include "cpu/avg_pool2d.h"
 #include "cpu/conv2d.h"
+#include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
@@ -26,6 +27,7 @@ struct CpuKernels {
   KernelsOf<double> f64;
   KernelsOf<bfloat16> bf16;
   KernelsOf<float16> f16;
+  ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;  // float32; other types go the general way
   FmaPeakKernel fma_peak;
 
   template <class T>

@@ -5,6 +5,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/avg_pool2d.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
+#include "cpu/kernels/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
@@ -23,6 +24,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           kernels_of<double>(),
           kernels_of<bfloat16>(),
           kernels_of<float16>(),
+          conv2d_relu_max_pool2d_kernels(),
           fma_peak_kernel()};
 }
 

@@ -12,6 +12,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "common/number.h"
 #include "common/shape.h"
 
@@ -57,6 +61,70 @@ CNNFAST_INLINE Vec<T> load_partial(const T* p, int64_t count) {
 template <class T>
 CNNFAST_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
   std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
+}
+
+// Makes the compiler hold v in a register from here on. Left alone it folds a load that several multiply-adds share into
+// each of them, and the load ports become the bound.
+template <class V>
+CNNFAST_INLINE void pin(V& v) {
+#if defined(__x86_64__) && (CNNFAST_VECTOR_BYTES <= 16 || (CNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)) || \
+                            (CNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)))
+  asm("" : "+v"(v));
+#elif defined(__aarch64__) && CNNFAST_VECTOR_BYTES == 16
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
+// Keeps the compiler from carrying loaded values across: reloading a broadcast is cheaper than spilling a sum.
+CNNFAST_INLINE void forget_loads() { asm volatile("" ::: "memory"); }
+
+// a > b ? a : b, lane by lane: b where either is NaN. (Spelled out because gcc 12 does not find the instruction.)
+CNNFAST_INLINE Vec<float> max_or_second(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  return _mm512_maskz_max_ps(0xffff, a, b);  // plain _mm512_max_ps warns in gcc 12
+#elif defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Whether any lane of a comparison's result is set.
+CNNFAST_INLINE bool any_lane(Vec<int32_t> mask) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 32
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  int32_t any = 0;
+  for (int lane = 0; lane < kLanes<int32_t>; ++lane) any |= mask[lane];
+  return any != 0;
+#endif
+}
+
+// Stores the low byte of each lane, in order.
+CNNFAST_INLINE void store_low_bytes(uint8_t* p, Vec<int32_t> v) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  const __m256i bytes = _mm256_shuffle_epi8(
+      reinterpret_cast<__m256i>(v), _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                                     -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                   _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+#else
+  for (int lane = 0; lane < kLanes<int32_t>; ++lane) p[lane] = static_cast<uint8_t>(v[lane]);
+#endif
+}
+
+// Copies `count` elements in whole registers, the last overlapping its neighbour. (memcpy of a short row of unknown
+// length is a library call.)
+template <class T>
+CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
+  if (count < kLanes<T>) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    return;
+  }
+  for (int64_t i = 0; i + kLanes<T> <= count; i += kLanes<T>) store_vec(to + i, load_vec(from + i));
+  store_vec(to + count - kLanes<T>, load_vec(from + count - kLanes<T>));
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -1,0 +1,175 @@
+// conv2d_relu_max_pool2d_forward and _backward on the CPU.
+//
+// Small float32 shapes take the direct forward and the pool-sparse backward; everything else is composed of the general
+// convolution and the general ReLU + max-pool with the same code.
+#include "cpu/conv2d_relu_max_pool2d.h"
+
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/conv2d_launch.h"
+#include "cpu/dispatch.h"
+#include "cpu/max_pool2d_launch.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+
+namespace cnnfast {
+namespace {
+
+constexpr const char* kOp = "conv2d_relu_max_pool2d";
+
+Pool2dShape pool_shape(const Conv2dShape& conv, const IntList& kernel_size, const IntList& stride,
+                       const IntList& padding, const IntList& dilation, bool ceil_mode) {
+  const Pool2dShape pool =
+      pool2d_shape(kOp, conv.N, conv.K, conv.P, conv.Q, kernel_size, stride, padding, dilation, ceil_mode);
+  CNNFAST_CHECK(pool.R * pool.S <= kMaxCodedWindow, kOp, ": the pool window must have at most ", kMaxCodedWindow,
+                " elements, but got pool_kernel_size=", show(kernel_size));
+  return pool;
+}
+
+View<const float> const_view(const Tensor& tensor) { return view_of<const float>(tensor); }
+
+void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const DirectPlan& plan, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& output,
+                    const Tensor* code) {
+  const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
+  Workspace packed(Workspace::needed<float>(plan.packed_weight));
+  DirectForward job{conv, pool, plan, const_view(input), view_of<float>(output), {}, nullptr};
+  if (code != nullptr) job.code = view_of<uint8_t>(*code);
+  float* packed_weight = packed.take<float>(plan.packed_weight);
+  // A bias is a vector of any stride; a contiguous copy of K floats costs nothing.
+  std::vector<float> bias_values;
+  if (bias.has_value()) {
+    bias_values.resize(static_cast<size_t>(conv.K));
+    for (int64_t k = 0; k < conv.K; ++k)
+      bias_values[static_cast<size_t>(k)] = data_of<float>(*bias)[k * bias->stride(0)];
+  }
+  kernels.pack_weight(conv, plan, const_view(weight), bias.has_value() ? bias_values.data() : nullptr, packed_weight);
+  job.packed_weight = packed_weight;
+  parallel_tasks(conv.N * plan.bands, [&](int64_t task) {
+    Workspace workspace(Workspace::needed<char>(plan.workspace_bytes));
+    kernels.forward(job, task / plan.bands, task % plan.bands, workspace.take<char>(plan.workspace_bytes));
+  });
+}
+
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, const Tensor& weight,
+                                                          const std::optional<Tensor>& bias, IntList stride,
+                                                          IntList padding, IntList dilation, int64_t groups,
+                                                          IntList pool_kernel_size, IntList pool_stride,
+                                                          IntList pool_padding, IntList pool_dilation, bool ceil_mode,
+                                                          bool return_code) {
+  const Conv2dShape conv = conv2d_shape(kOp, input, weight, bias, stride, padding, dilation, groups);
+  const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+
+  DirectPlan plan;
+  if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, &plan)) {
+    const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
+    const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
+    Tensor output = empty(input, size, input.dim(), channels_last);
+    Tensor code = return_code ? empty(input, size, input.dim(), channels_last, ScalarType::Byte)
+                              : empty(input, {0, 0, 0, 0}, 4, false, ScalarType::Byte);
+    direct_forward(conv, pool, plan, input, weight, bias, output, return_code ? &code : nullptr);
+    return {output, code};
+  }
+  const Tensor map = conv2d_forward(input, weight, bias, stride, padding, dilation, groups, /*relu=*/false);
+  return relu_max_pool2d_forward(map, pool, return_code);
+}
+
+// Images [N * i / slices, N * (i + 1) / slices) of slice i.
+int64_t slice_begin(int64_t N, int64_t i, int64_t slices) { return N * i / slices; }
+
+std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv, const Pool2dShape& pool,
+                                                        const Tensor& grad_output, const Tensor& code,
+                                                        const Tensor& input, const Tensor& weight,
+                                                        const std::vector<bool>& output_mask) {
+  const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
+  const int64_t K = conv.K, C = conv.C, R = conv.R, S = conv.S, row = kernels.sparse_row(conv);
+  const int64_t weight_size = K * R * row, slices = reduction_slices(max<int64_t>(conv.N, 1), weight_size * 4);
+  const bool want_weight = output_mask[1] || output_mask[2];
+
+  PoolSparseBackward job{conv,  pool,    const_view(grad_output), view_of<const uint8_t>(code),
+                         const_view(input), {}, nullptr, want_weight};
+  Tensor grad_input, grad_weight, grad_bias;
+  if (output_mask[0]) {
+    grad_input = empty(input, {conv.N, C, conv.H, conv.W}, input.dim(), suggests_channels_last(input));
+    job.grad_input = view_of<float>(grad_input);
+  }
+
+  const int64_t partial_size = slices * (weight_size + K);
+  Workspace workspace(Workspace::needed<float>(weight_size) + Workspace::needed<float>(partial_size));
+  if (output_mask[0]) {
+    float* packed = workspace.take<float>(weight_size);
+    const View<const float> w = const_view(weight);
+    for (int64_t i = 0; i < weight_size; ++i) packed[i] = 0;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t s = 0; s < S; ++s)
+          for (int64_t c = 0; c < C; ++c) packed[(k * R + r) * row + s * C + c] = *w.at(k, c, r, s);
+    job.packed_weight = packed;
+  }
+  float* partial = workspace.take<float>(partial_size);
+  for (int64_t i = 0; i < partial_size; ++i) partial[i] = 0;
+
+  const int64_t task_bytes = kernels.sparse_workspace_bytes(conv, pool);
+  parallel_tasks(slices, [&](int64_t slice) {
+    Workspace scratch(Workspace::needed<char>(task_bytes));
+    float* sums = partial + slice * (weight_size + K);
+    kernels.backward(job, slice_begin(conv.N, slice, slices), slice_begin(conv.N, slice + 1, slices), sums,
+                     sums + weight_size, scratch.take<char>(task_bytes));
+  });
+
+  if (want_weight) {  // in the order of the slices, whoever computed them
+    for (int64_t slice = 1; slice < slices; ++slice)
+      for (int64_t i = 0; i < weight_size + K; ++i) partial[i] += partial[slice * (weight_size + K) + i];
+  }
+  if (output_mask[1]) {
+    grad_weight = empty(weight, {K, C, R, S}, 4, suggests_channels_last(weight));
+    const View<float> out = view_of<float>(grad_weight);
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t c = 0; c < C; ++c)
+        for (int64_t r = 0; r < R; ++r)
+          for (int64_t s = 0; s < S; ++s) *out.at(k, c, r, s) = partial[(k * R + r) * row + s * C + c];
+  }
+  if (output_mask[2]) {
+    grad_bias = empty_vector(weight, K);
+    for (int64_t k = 0; k < K; ++k) data_of<float>(grad_bias)[k] = partial[weight_size + k];
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward(
+    const Tensor& grad_output, const Tensor& code, const Tensor& input, const Tensor& weight, IntList stride,
+    IntList padding, IntList dilation, int64_t groups, IntList pool_kernel_size, IntList pool_stride,
+    IntList pool_padding, IntList pool_dilation, bool ceil_mode, std::vector<bool> output_mask) {
+  const Conv2dShape conv = conv2d_shape(kOp, input, weight, std::nullopt, stride, padding, dilation, groups);
+  const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+  check_grad_output(kOp, grad_output, input, {conv.N, conv.K, pool.P, pool.Q});
+  CNNFAST_CHECK(code.scalar_type() == ScalarType::Byte && code.numel() == grad_output.numel(), kOp,
+                ": code must be the uint8 code of the forward, but got code.shape=", show_size(code));
+  CNNFAST_CHECK(output_mask.size() == 3, kOp, ": output_mask must have 3 values, but got ", output_mask.size());
+
+  if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.sparse(conv, pool))
+    return pool_sparse_backward(conv, pool, grad_output, code, input, weight, output_mask);
+
+  const Tensor grad_map = relu_max_pool2d_backward(grad_output, code, pool, suggests_channels_last(code));
+  return conv2d_backward(grad_map, input, weight, stride, padding, dilation, groups, output_mask);
+}
+
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
+                                                  const std::optional<Tensor>& bias, IntList stride, IntList padding,
+                                                  IntList dilation, int64_t groups, IntList pool_kernel_size,
+                                                  IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                                  bool ceil_mode) {
+  return conv2d_relu_max_pool2d_forward(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
+                                        pool_stride, pool_padding, pool_dilation, ceil_mode, /*return_code=*/true);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("conv2d_relu_max_pool2d_forward", TORCH_BOX(&conv2d_relu_max_pool2d_forward));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward));
+}
+
+}  // namespace cnnfast

@@ -1,0 +1,65 @@
+// The fused op's kernel table, and the choice of the direct forward's body.
+#pragma once
+
+#include "cpu/kernels/direct_channels.h"
+#include "cpu/kernels/direct_width.h"
+#include "cpu/kernels/pool_sparse_backward.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+// Input of a task, in bytes: what stays in the first-level cache beside the weights.
+constexpr int64_t kBandBytes = 64 << 10;
+
+static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, DirectPlan* plan) {
+  const bool window = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
+                      pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1;
+  // ceil_mode may add a window that hangs over the edge; such a map goes the general way.
+  if (!window || conv.G != 1 || 2 * pool.P > conv.P || 2 * pool.Q > conv.Q) return false;
+  if (conv.C * conv.R * conv.S > 64 * 9) return false;  // more channels: implicit GEMM is ahead
+
+  const int64_t lanes = kLanes<float>;
+  const bool unit_step = conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 && conv.dilation_w == 1;
+  // The share of lanes each body would waste decides; at a tie the channels body, which needs fewer loads.
+  const bool width = unit_step && round_up(pool.Q, lanes) * conv.K < round_up(conv.K, lanes) * pool.Q;
+  plan->body = width ? DirectBody::width : DirectBody::channels;
+
+  const auto input_floats = [&](int64_t band) {
+    if (width) return conv.C * 2 * WidthInput(conv, pool, band).rows * WidthInput(conv, pool, band).half;
+    const DirectInput padded(conv, pool, band);
+    return conv.C * padded.rows * padded.pitch;
+  };
+  int64_t band = pool.P;
+  while (band > 1 && input_floats(band) * 4 > kBandBytes) band = (band + 1) / 2;
+  plan->band = band;
+  plan->bands = ceil_div(pool.P, band);
+  const int64_t channels = width ? conv.K : round_up(conv.K, lanes);
+  plan->packed_weight = channels * (1 + conv.C * conv.R * conv.S);
+  const int64_t outputs = width ? 0 : round_up(band * pool.Q * channels, 16);
+  plan->workspace_bytes = round_up(input_floats(band), 16) * 4 + outputs * 5 + 64;
+  return true;
+}
+
+static void direct_pack_weight(const Conv2dShape& conv, const DirectPlan& plan, View<const float> weight,
+                               const float* bias, float* packed) {
+  if (plan.body == DirectBody::width) {
+    pack_width(conv, weight, bias, packed);
+  } else {
+    pack_channels(conv, weight, bias, packed);
+  }
+}
+
+static void direct_forward(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
+  const bool with_code = job.code.data != nullptr;
+  if (job.plan.body == DirectBody::width) {
+    (with_code ? direct_width<true> : direct_width<false>)(job, n, band_index, workspace);
+  } else {
+    (with_code ? direct_channels<true> : direct_channels<false>)(job, n, band_index, workspace);
+  }
+}
+
+constexpr ConvReluMaxPool2dKernels conv2d_relu_max_pool2d_kernels() {
+  return {direct_plan,  direct_pack_weight, direct_forward,      sparse_takes,
+          sparse_row,   sparse_workspace_bytes, pool_sparse_backward};
+}
+
+}  // namespace cnnfast::CNNFAST_ISA

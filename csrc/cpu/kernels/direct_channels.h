@@ -1,0 +1,188 @@
+// Direct convolution + bias + ReLU + 2x2 max-pool, vectorised over output channels.
+//
+//   output[k][i][j] = max over a, b in {0, 1} of relu(bias[k] + sum over c, r, s of
+//                     weight[k][c][r][s] * input[c][2i + a + r][2j + b + s])        (input padded, stride 1)
+//
+// A tile is one pool window of `kVectors` registers of channels: 4 * kVectors sums. Three registers are 12 sums, which
+// with 3 weights and one broadcast input fill the 16 registers of AVX2: 12 multiply-adds for 7 loads, bound by the
+// multiply-adds. The window's maximum is taken in registers; the un-pooled map is never written.
+#pragma once
+
+#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/pool_window.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+constexpr int kMaxChannelVectors = 3;
+
+// Output channels are cut into blocks of 3 registers, the rest into 2s and 1s; a 4 is cut 2 + 2.
+static int next_channel_block(int64_t vectors_left) {
+  if (vectors_left == 4) return 2;
+  return static_cast<int>(min<int64_t>(vectors_left, kMaxChannelVectors));
+}
+
+// Rows and columns of the padded input under a band of pooled rows.
+struct DirectInput {
+  int64_t rows, pitch;
+
+  DirectInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
+      : rows((2 * band - 1) * conv.stride_h + (conv.R - 1) * conv.dilation_h + 1),
+        pitch((2 * pool.Q - 1) * conv.stride_w + (conv.S - 1) * conv.dilation_w + 1) {}
+};
+
+// Copies input rows [top, top + rows) of one image, padding included, to planes of rows x pitch.
+static void copy_padded(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
+                        const DirectInput& padded, float* __restrict out) {
+  const int64_t left = min(conv.pad_left, padded.pitch);
+  const int64_t inner = max<int64_t>(0, min(conv.W, padded.pitch - left));
+  std::memset(out, 0, static_cast<size_t>(conv.C * padded.rows * padded.pitch) * sizeof(float));
+  const int64_t begin = max<int64_t>(0, conv.pad_top - top), end = min(padded.rows, conv.H + conv.pad_top - top);
+  for (int64_t c = 0; c < conv.C; ++c) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* in = input.at(n, c, top + row - conv.pad_top, 0);
+      float* to = out + (c * padded.rows + row) * padded.pitch + left;
+      if (input.stride.w == 1) {
+        copy_row(in, to, inner);
+      } else {
+        for (int64_t x = 0; x < inner; ++x) to[x] = in[x * input.stride.w];
+      }
+    }
+  }
+}
+
+// One pool window of kVectors registers of channels. `x` is the window's corner in channel 0. With kSize == 3 the
+// kernel is 3x3 with stride and dilation 1, and its taps are unrolled; with 0 it is whatever `conv` says.
+template <int kVectors, int kSize, bool kWithCode>
+CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x, int64_t pitch, int64_t plane,
+                                         const float* weight, float* value, uint8_t* code) {
+  constexpr int kLane = kLanes<float>;
+  Vec<float> sum[kVectors][4];
+#pragma GCC unroll 4
+  for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) sum[v][p] = load_vec(weight + v * kLane);  // bias comes first
+  weight += kVectors * kLane;
+
+  const int64_t step_h = kSize > 0 ? pitch : conv.stride_h * pitch, step_w = kSize > 0 ? 1 : conv.stride_w;
+  const int64_t tap_h = kSize > 0 ? pitch : conv.dilation_h * pitch, tap_w = kSize > 0 ? 1 : conv.dilation_w;
+  const int64_t R = kSize > 0 ? kSize : conv.R, S = kSize > 0 ? kSize : conv.S;
+  for (int64_t c = 0; c < conv.C; ++c, x += plane) {
+#pragma GCC unroll 3
+    for (int64_t r = 0; r < R; ++r) {
+      const float* upper = x + r * tap_h;
+      const float* lower = upper + step_h;
+#pragma GCC unroll 3
+      for (int64_t s = 0; s < S; ++s) {
+        Vec<float> w[kVectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; ++v) {
+          w[v] = load_vec(weight + v * kLane);
+          pin(w[v]);
+        }
+        weight += kVectors * kLane;
+        const float* at[4] = {upper + s * tap_w, upper + s * tap_w + step_w, lower + s * tap_w,
+                              lower + s * tap_w + step_w};
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          const Vec<float> xp = broadcast(*at[p]);
+#pragma GCC unroll 3
+          for (int v = 0; v < kVectors; ++v) sum[v][p] += w[v] * xp;
+        }
+        forget_loads();
+      }
+    }
+  }
+  Vec<float> pooled[kVectors];
+  Vec<int32_t> winner[kVectors];
+  pool_windows<kVectors, kWithCode>(sum, pooled, winner);
+#pragma GCC unroll 3
+  for (int v = 0; v < kVectors; ++v) {
+    store_vec(value + v * kLane, pooled[v]);
+    if constexpr (kWithCode) store_low_bytes(code + v * kLane, winner[v]);
+  }
+}
+
+template <int kVectors, int kSize, bool kWithCode>
+void direct_channels_block(const DirectForward& job, const DirectInput& padded, const float* x, int64_t rows,
+                           const float* weight, float* value, uint8_t* code, int64_t channels) {
+  const Conv2dShape& conv = job.conv;
+  const int64_t plane = padded.rows * padded.pitch;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < job.pool.Q; ++j, value += channels, code += channels)
+      direct_channels_tile<kVectors, kSize, kWithCode>(
+          conv, x + 2 * i * conv.stride_h * padded.pitch + 2 * j * conv.stride_w, padded.pitch, plane, weight, value,
+          code);
+}
+
+// Writes [rows * Q][channels] to the tensor's own layout.
+template <class T>
+void scatter_channels(const T* __restrict from, int64_t channels, View<T> to, int64_t n, int64_t top, int64_t rows,
+                      const Pool2dShape& pool) {
+  if (to.stride.c == 1) {  // channels last
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < pool.Q; ++j, from += channels) copy_row(from, to.at(n, 0, top + i, j), pool.C);
+    return;
+  }
+  // Rows that follow each other without a gap are one row.
+  const bool joined = to.stride.h == pool.Q * to.stride.w;
+  const int64_t lines = joined ? 1 : rows, length = joined ? rows * pool.Q : pool.Q;
+  for (int64_t k = 0; k < pool.C; ++k) {
+    const T* in = from + k;
+    for (int64_t i = 0; i < lines; ++i) {
+      T* __restrict out = to.at(n, k, top + i, 0);
+      for (int64_t j = 0; j < length; ++j, in += channels) out[j * to.stride.w] = *in;
+    }
+  }
+}
+
+template <bool kWithCode>
+void direct_channels(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
+  const Conv2dShape& conv = job.conv;
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
+  const int64_t channels = round_up(conv.K, kLanes<float>);
+  const DirectInput padded(conv, job.pool, job.plan.band);
+
+  float* x = reinterpret_cast<float*>(workspace);
+  float* value = x + round_up(conv.C * padded.rows * padded.pitch, 16);
+  uint8_t* code = reinterpret_cast<uint8_t*>(value + round_up(job.plan.band * job.pool.Q * channels, 16));
+
+  copy_padded(conv, job.input, n, 2 * top * conv.stride_h, padded, x);
+  const bool unit = conv.R == 3 && conv.S == 3 && conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 &&
+                    conv.dilation_w == 1;
+  const float* weight = job.packed_weight;
+  for (int64_t vector = 0; vector * kLanes<float> < channels;) {
+    const int block = next_channel_block(channels / kLanes<float> - vector);
+    float* v = value + vector * kLanes<float>;
+    uint8_t* q = code + vector * kLanes<float>;
+    const auto run = [&](auto body) { body(job, padded, x, rows, weight, v, q, channels); };
+    switch (block * 2 + unit) {
+      case 2: run(direct_channels_block<1, 0, kWithCode>); break;
+      case 3: run(direct_channels_block<1, 3, kWithCode>); break;
+      case 4: run(direct_channels_block<2, 0, kWithCode>); break;
+      case 5: run(direct_channels_block<2, 3, kWithCode>); break;
+      case 6: run(direct_channels_block<3, 0, kWithCode>); break;
+      default: run(direct_channels_block<3, 3, kWithCode>); break;
+    }
+    weight += block * kLanes<float> * (1 + conv.C * conv.R * conv.S);
+    vector += block;
+  }
+  scatter_channels(value, channels, job.output, n, top, rows, job.pool);
+  if constexpr (kWithCode) scatter_channels(code, channels, job.code, n, top, rows, job.pool);
+}
+
+// Bias, then [C][R][S] taps, of each block of channels in turn; channels past K are zero.
+static void pack_channels(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
+  const int64_t vectors = ceil_div(conv.K, kLanes<float>);
+  for (int64_t vector = 0; vector < vectors;) {
+    const int block = next_channel_block(vectors - vector);
+    const int64_t begin = vector * kLanes<float>, end = begin + block * kLanes<float>;
+    for (int64_t k = begin; k < end; ++k) *packed++ = k < conv.K && bias != nullptr ? bias[k] : 0.0f;
+    for (int64_t c = 0; c < conv.C; ++c)
+      for (int64_t r = 0; r < conv.R; ++r)
+        for (int64_t s = 0; s < conv.S; ++s)
+          for (int64_t k = begin; k < end; ++k) *packed++ = k < conv.K ? *weight.at(k, c, r, s) : 0.0f;
+    vector += block;
+  }
+}
+
+}  // namespace cnnfast::CNNFAST_ISA

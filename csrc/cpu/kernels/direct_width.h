@@ -1,0 +1,179 @@
+// Direct convolution + bias + ReLU + 2x2 max-pool, vectorised over pooled columns: for few channels on wide maps, where
+// channels would leave registers half empty (the lecture's first layer: 1 -> 12 channels, 28 columns).
+//
+// The input's even and odd columns are stored apart. The four sums of a pool window, at output columns 2j and 2j + 1,
+// then are four registers over j, fed by plain loads, and the maximum needs no shuffle:
+//   input column 2j + b + s lies in half (b + s) % 2 at j + (b + s) / 2.
+// A tile is kChannels output channels of one register of windows: 4 * kChannels sums, which share 4 input loads per tap.
+#pragma once
+
+#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/pool_window.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+constexpr int kWidthChannels = 3;
+
+// Padded input of a band of pooled rows: per channel `rows` rows, each two halves of `half` columns.
+struct WidthInput {
+  int64_t rows, half;
+
+  WidthInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
+      : rows(2 * band + conv.R - 1), half(round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)) {}
+};
+
+static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
+                        const WidthInput& padded, float* out) {
+  for (int64_t c = 0; c < conv.C; ++c) {
+    for (int64_t row = 0; row < padded.rows; ++row) {
+      const int64_t h = top + row - conv.pad_top;
+      for (int64_t parity = 0; parity < 2; ++parity, out += padded.half) {
+        // Column 2i + parity of the padded row is column 2i + parity - pad_left of the input.
+        const int64_t shift = parity - conv.pad_left;
+        int64_t begin = 0, end = 0;
+        if (h >= 0 && h < conv.H) {
+          begin = min(padded.half, shift >= 0 ? 0 : (1 - shift) / 2);
+          end = max(begin, min(padded.half, floor_div(conv.W - 1 - shift, 2) + 1));
+        }
+        for (int64_t i = 0; i < begin; ++i) out[i] = 0;
+        if (begin < end) {
+          const float* in = input.at(n, c, h, shift);
+          if (input.stride.w == 1) {
+            for (int64_t i = begin; i < end; ++i) out[i] = in[2 * i];
+          } else {
+            for (int64_t i = begin; i < end; ++i) out[i] = in[2 * i * input.stride.w];
+          }
+        }
+        for (int64_t i = end; i < padded.half; ++i) out[i] = 0;
+      }
+    }
+  }
+}
+
+// `x` points at the window row's first input row, at the register's first column; sums start at the bias.
+template <int kChannels, int kSize, bool kWithCode>
+CNNFAST_INLINE void direct_width_tile(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane,
+                                      const float* weight, float* const* value, uint8_t* const* code, int64_t count) {
+  Vec<float> sum[kChannels][4];
+#pragma GCC unroll 3
+  for (int k = 0; k < kChannels; ++k)
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) sum[k][p] = broadcast(weight[k]);
+  weight += kChannels;
+
+  const int64_t R = kSize > 0 ? kSize : conv.R, S = kSize > 0 ? kSize : conv.S;
+  for (int64_t c = 0; c < conv.C; ++c, x += plane) {
+#pragma GCC unroll 3
+    for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+      for (int64_t s = 0; s < S; ++s) {
+        Vec<float> w[kChannels];
+#pragma GCC unroll 3
+        for (int k = 0; k < kChannels; ++k) {
+          w[k] = broadcast(weight[k]);
+          pin(w[k]);
+        }
+        weight += kChannels;
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          const int64_t row = r + p / 2, column = s + p % 2;
+          const Vec<float> xp = load_vec(x + (2 * row + column % 2) * half + column / 2);
+#pragma GCC unroll 3
+          for (int k = 0; k < kChannels; ++k) sum[k][p] += w[k] * xp;
+        }
+        forget_loads();
+      }
+    }
+  }
+  Vec<float> pooled[kChannels];
+  Vec<int32_t> winner[kChannels];
+  pool_windows<kChannels, kWithCode>(sum, pooled, winner);
+#pragma GCC unroll 3
+  for (int k = 0; k < kChannels; ++k) {
+    if (count == kLanes<float>) {
+      store_vec(value[k], pooled[k]);
+      if constexpr (kWithCode) store_low_bytes(code[k], winner[k]);
+    } else {
+      alignas(64) uint8_t bytes[kLanes<float>];
+      store_partial(value[k], pooled[k], count);
+      if constexpr (kWithCode) {
+        store_low_bytes(bytes, winner[k]);
+        std::memcpy(code[k], bytes, static_cast<size_t>(count));
+      }
+    }
+  }
+}
+
+// All windows of channels [k, k + kChannels). A row's last register may hang over its end: into the next row, which is
+// computed later and overwrites it, but for a band's last row, which is stored in part.
+template <int kChannels, int kSize, bool kWithCode>
+void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, int64_t n, int64_t top,
+                        int64_t rows, int64_t k, const float* weight) {
+  constexpr int64_t kLane = kLanes<float>;
+  const int64_t Q = job.pool.Q, plane = 2 * padded.rows * padded.half;
+  alignas(64) float row_value[kChannels][kLane];
+  alignas(64) uint8_t row_code[kChannels][kLane];
+  const bool dense = job.output.stride.w == 1 && (!kWithCode || job.code.stride.w == 1);
+  const bool rows_joined = dense && job.output.stride.h == Q && (!kWithCode || job.code.stride.h == Q);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < Q; j += kLane) {
+      const bool whole = j + kLane <= Q || (rows_joined && i + 1 < rows && j + kLane <= 2 * Q);
+      const int64_t count = whole ? kLane : Q - j;
+      float* value[kChannels];
+      uint8_t* code[kChannels];
+      for (int b = 0; b < kChannels; ++b) {
+        value[b] = dense ? job.output.at(n, k + b, top + i, j) : row_value[b];
+        code[b] = !kWithCode ? nullptr : dense ? job.code.at(n, k + b, top + i, j) : row_code[b];
+      }
+      direct_width_tile<kChannels, kSize, kWithCode>(job.conv, x + 4 * i * padded.half + j, padded.half, plane, weight,
+                                                     value, code, count);
+      if (!dense) {
+        for (int b = 0; b < kChannels; ++b) {
+          for (int64_t lane = 0; lane < count; ++lane) {
+            *job.output.at(n, k + b, top + i, j + lane) = row_value[b][lane];
+            if constexpr (kWithCode) *job.code.at(n, k + b, top + i, j + lane) = row_code[b][lane];
+          }
+        }
+      }
+    }
+  }
+}
+
+template <bool kWithCode>
+void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
+  const Conv2dShape& conv = job.conv;
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
+  const WidthInput padded(conv, job.pool, job.plan.band);
+  float* x = reinterpret_cast<float*>(workspace);
+  copy_halves(conv, job.input, n, 2 * top, padded, x);
+  const bool unit = conv.R == 3 && conv.S == 3;
+  const float* weight = job.packed_weight;
+  for (int64_t k = 0; k < conv.K;) {
+    const int64_t block = min<int64_t>(kWidthChannels, conv.K - k);
+    const auto run = [&](auto body) { body(job, padded, x, n, top, rows, k, weight); };
+    switch (block * 2 + unit) {
+      case 2: run(direct_width_block<1, 0, kWithCode>); break;
+      case 3: run(direct_width_block<1, 3, kWithCode>); break;
+      case 4: run(direct_width_block<2, 0, kWithCode>); break;
+      case 5: run(direct_width_block<2, 3, kWithCode>); break;
+      case 6: run(direct_width_block<3, 0, kWithCode>); break;
+      default: run(direct_width_block<3, 3, kWithCode>); break;
+    }
+    weight += block * (1 + conv.C * conv.R * conv.S);
+    k += block;
+  }
+}
+
+// Bias, then [C][R][S] taps, of each block of channels in turn.
+static void pack_width(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
+  for (int64_t begin = 0; begin < conv.K; begin += kWidthChannels) {
+    const int64_t end = min(begin + kWidthChannels, conv.K);
+    for (int64_t k = begin; k < end; ++k) *packed++ = bias != nullptr ? bias[k] : 0.0f;
+    for (int64_t c = 0; c < conv.C; ++c)
+      for (int64_t r = 0; r < conv.R; ++r)
+        for (int64_t s = 0; s < conv.S; ++s)
+          for (int64_t k = begin; k < end; ++k) *packed++ = *weight.at(k, c, r, s);
+  }
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
