@@ -34,7 +34,7 @@ void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const Dire
                     const Tensor* code) {
   const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
   Workspace packed(Workspace::needed<float>(plan.packed_weight));
-  DirectForward job{conv, pool, plan, const_view(input), view_of<float>(output), {}, nullptr};
+  DirectForward job{conv, pool, plan, const_view(input), view_of<float>(output), {}, const_view(weight), nullptr, nullptr};
   if (code != nullptr) job.code = view_of<uint8_t>(*code);
   float* packed_weight = packed.take<float>(plan.packed_weight);
   // A bias is a vector of any stride; a contiguous copy of K floats costs nothing.
@@ -44,7 +44,8 @@ void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const Dire
     for (int64_t k = 0; k < conv.K; ++k)
       bias_values[static_cast<size_t>(k)] = data_of<float>(*bias)[k * bias->stride(0)];
   }
-  kernels.pack_weight(conv, plan, const_view(weight), bias.has_value() ? bias_values.data() : nullptr, packed_weight);
+  job.bias = bias.has_value() ? bias_values.data() : nullptr;
+  kernels.pack_weight(conv, plan, job.weight, job.bias, packed_weight);
   job.packed_weight = packed_weight;
   parallel_tasks(conv.N * plan.bands, [&](int64_t task) {
     Workspace workspace(Workspace::needed<char>(plan.workspace_bytes));
@@ -62,7 +63,7 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, c
   const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
 
   DirectPlan plan;
-  if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, &plan)) {
+  if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, return_code, &plan)) {
     const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
     const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
     Tensor output = empty(input, size, input.dim(), channels_last);

@@ -11,7 +11,8 @@ namespace cnnfast {
 // How the direct forward vectorises.
 //   channels: registers run over output channels K; pays where K fills them.
 //   width:    registers run over pooled columns; pays for few channels on wide maps.
-enum class DirectBody { channels, width };
+// And, for inference only, winograd: F(2x2, 3x3), registers over output channels.
+enum class DirectBody { channels, width, winograd };
 
 // What one task of the direct forward is: a band of pooled rows of one image, small enough that its input stays in
 // the cache. Depends on the shape and the register width alone.
@@ -30,6 +31,8 @@ struct DirectForward {
   View<const float> input;
   View<float> output;
   View<uint8_t> code;  // data is null where no code is wanted
+  View<const float> weight;
+  const float* bias;  // or null
   const float* packed_weight;
 };
 
@@ -47,8 +50,8 @@ struct PoolSparseBackward {
 };
 
 struct ConvReluMaxPool2dKernels {
-  // Whether the direct forward takes this shape.
-  bool (*plan)(const Conv2dShape&, const Pool2dShape&, DirectPlan*);
+  // Whether the direct forward takes this shape, and how; with_code rules Winograd out.
+  bool (*plan)(const Conv2dShape&, const Pool2dShape&, bool with_code, DirectPlan*);
   // packed_weight from a weight of [K, C, R, S] and a bias (or null).
   void (*pack_weight)(const Conv2dShape&, const DirectPlan&, View<const float> weight, const float* bias,
                       float* packed);

@@ -4,13 +4,14 @@
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_width.h"
 #include "cpu/kernels/pool_sparse_backward.h"
+#include "cpu/kernels/winograd_pool.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
 // Input of a task, in bytes: what stays in the first-level cache beside the weights.
 constexpr int64_t kBandBytes = 64 << 10;
 
-static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, DirectPlan* plan) {
+static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool with_code, DirectPlan* plan) {
   const bool window = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
                       pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1;
   // ceil_mode may add a window that hangs over the edge; such a map goes the general way.
@@ -21,10 +22,12 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, Direct
   const bool unit_step = conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 && conv.dilation_w == 1;
   // The share of lanes each body would waste decides; at a tie the channels body, which needs fewer loads.
   const bool width = unit_step && round_up(pool.Q, lanes) * conv.K < round_up(conv.K, lanes) * pool.Q;
-  plan->body = width ? DirectBody::width : DirectBody::channels;
+  // Winograd's transforms are shared by the channels on the other side: they pay from a register of those on.
+  const bool winograd = !with_code && unit_step && conv.R == 3 && conv.S == 3 && conv.C >= 8 && conv.K >= 8;
+  plan->body = winograd ? DirectBody::winograd : width ? DirectBody::width : DirectBody::channels;
 
   const auto input_floats = [&](int64_t band) {
-    if (width) return conv.C * 2 * WidthInput(conv, pool, band).rows * WidthInput(conv, pool, band).half;
+    if (width || winograd) return conv.C * 2 * WidthInput(conv, pool, band).rows * WidthInput(conv, pool, band).half;
     const DirectInput padded(conv, pool, band);
     return conv.C * padded.rows * padded.pitch;
   };
@@ -32,28 +35,32 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, Direct
   while (band > 1 && input_floats(band) * 4 > kBandBytes) band = (band + 1) / 2;
   plan->band = band;
   plan->bands = ceil_div(pool.P, band);
-  const int64_t channels = width ? conv.K : round_up(conv.K, lanes);
-  plan->packed_weight = channels * (1 + conv.C * conv.R * conv.S);
-  const int64_t outputs = width ? 0 : round_up(band * pool.Q * channels, 16);
-  plan->workspace_bytes = round_up(input_floats(band), 16) * 4 + outputs * 5 + 64;
+  const int64_t channels = plan->body == DirectBody::width ? conv.K : round_up(conv.K, lanes);
+  plan->packed_weight = channels * (1 + conv.C * (winograd ? kTransformed : conv.R * conv.S));
+  const int64_t outputs = round_up(band * pool.Q * channels, 16);
+  plan->workspace_bytes = winograd ? WinogradScratch::floats(conv, pool, band) * 4
+                                   : round_up(input_floats(band), 16) * 4 + outputs * 5 + 64;
   return true;
 }
 
 static void direct_pack_weight(const Conv2dShape& conv, const DirectPlan& plan, View<const float> weight,
                                const float* bias, float* packed) {
-  if (plan.body == DirectBody::width) {
-    pack_width(conv, weight, bias, packed);
-  } else {
-    pack_channels(conv, weight, bias, packed);
+  switch (plan.body) {
+    case DirectBody::channels: return pack_channels(conv, weight, bias, packed);
+    case DirectBody::width: return pack_width(conv, weight, bias, packed);
+    case DirectBody::winograd: return pack_winograd(conv, weight, bias, packed);
   }
 }
 
 static void direct_forward(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
   const bool with_code = job.code.data != nullptr;
-  if (job.plan.body == DirectBody::width) {
-    (with_code ? direct_width<true> : direct_width<false>)(job, n, band_index, workspace);
-  } else {
-    (with_code ? direct_channels<true> : direct_channels<false>)(job, n, band_index, workspace);
+  switch (job.plan.body) {
+    case DirectBody::channels:
+      return (with_code ? direct_channels<true> : direct_channels<false>)(job, n, band_index, workspace);
+    case DirectBody::width:
+      return (with_code ? direct_width<true> : direct_width<false>)(job, n, band_index, workspace);
+    case DirectBody::winograd:
+      return winograd_pool(job, n, band_index, workspace);
   }
 }
 

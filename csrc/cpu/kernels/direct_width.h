@@ -23,29 +23,25 @@ struct WidthInput {
 };
 
 static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
-                        const WidthInput& padded, float* out) {
+                        const WidthInput& padded, float* __restrict out) {
+  std::memset(out, 0, static_cast<size_t>(conv.C * 2 * padded.rows * padded.half) * sizeof(float));
+  const int64_t begin_row = max<int64_t>(0, conv.pad_top - top);
+  const int64_t end_row = min(padded.rows, conv.H + conv.pad_top - top);
+  // Column 2i + parity of the padded row is column 2i + parity - pad_left of the input.
+  const int64_t left = conv.pad_left, columns = max<int64_t>(0, min(conv.W, 2 * padded.half - left));
+  float* const halves[2] = {out + (left % 2) * padded.half + left / 2,
+                            out + ((left + 1) % 2) * padded.half + (left + 1) / 2};
   for (int64_t c = 0; c < conv.C; ++c) {
-    for (int64_t row = 0; row < padded.rows; ++row) {
-      const int64_t h = top + row - conv.pad_top;
-      for (int64_t parity = 0; parity < 2; ++parity, out += padded.half) {
-        // Column 2i + parity of the padded row is column 2i + parity - pad_left of the input.
-        const int64_t shift = parity - conv.pad_left;
-        int64_t begin = 0, end = 0;
-        if (h >= 0 && h < conv.H) {
-          begin = min(padded.half, shift >= 0 ? 0 : (1 - shift) / 2);
-          end = max(begin, min(padded.half, floor_div(conv.W - 1 - shift, 2) + 1));
-        }
-        for (int64_t i = 0; i < begin; ++i) out[i] = 0;
-        if (begin < end) {
-          const float* in = input.at(n, c, h, shift);
-          if (input.stride.w == 1) {
-            for (int64_t i = begin; i < end; ++i) out[i] = in[2 * i];
-          } else {
-            for (int64_t i = begin; i < end; ++i) out[i] = in[2 * i * input.stride.w];
-          }
-        }
-        for (int64_t i = end; i < padded.half; ++i) out[i] = 0;
+    for (int64_t row = begin_row; row < end_row; ++row) {
+      const float* in = input.at(n, c, top + row - conv.pad_top, 0);
+      float* __restrict even = halves[0] + 2 * (c * padded.rows + row) * padded.half;
+      float* __restrict odd = halves[1] + 2 * (c * padded.rows + row) * padded.half;
+      int64_t x = 0;
+      if (input.stride.w == 1) {
+        for (; x + 2 * kLanes<float> <= columns; x += 2 * kLanes<float>)
+          split_even_odd(in + x, even + x / 2, odd + x / 2);
       }
+      for (; x < columns; ++x) (x % 2 == 0 ? even : odd)[x / 2] = in[x * input.stride.w];
     }
   }
 }

@@ -109,9 +109,11 @@ void sum_patches(const float* image, int64_t pitch, const int32_t* offset, const
       const float* patch = image + offset[i + chain];
       const V gv = g[i + chain] - V{};
 #pragma GCC unroll 3
-      for (int r = 0; r < kRows; ++r)
+      for (int r = 0; r < kRows; ++r, patch += pitch) {
+        hold(patch);
 #pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) sum[chain][r][v] += gv * load_as<V>(patch + r * pitch + v * kLane);
+        for (int v = 0; v < kVectors; ++v) sum[chain][r][v] += gv * load_as<V>(patch + v * kLane);
+      }
     }
   }
   if constexpr (kChains > 1) {
@@ -152,8 +154,11 @@ void add_patches(const AddPatches& job) {
   typedef int32_t Mask __attribute__((vector_size(sizeof(V))));
   Mask keep = ~Mask{};
   if (job.tail != nullptr) std::memcpy(&keep, job.tail, sizeof keep);
-  const int64_t row = job.row, pitch = job.pitch, codes = job.codes;
-  for (int64_t i = 0; i < job.windows; ++i) {
+  const int64_t row = job.row, pitch = job.pitch, codes = job.codes, windows = job.windows;
+  const int64_t weight_stride = job.weight_stride;
+  const float* const weight = job.weight;
+  for (int64_t i = 0; i < windows; ++i) {
+    const float* const g = job.g + i;
     for (int64_t code = 0; code < codes; ++code) {
       uint64_t mask = job.masks[i * (codes + 1) + code];
       if (mask == 0) continue;
@@ -165,12 +170,14 @@ void add_patches(const AddPatches& job) {
       do {
         const int64_t k = __builtin_ctzll(mask);
         mask &= mask - 1;
-        const V gv = job.g[k * job.windows + i] - V{};
-        const float* w = job.weight + k * job.weight_stride;
+        const V gv = g[k * windows] - V{};
+        const float* w = weight + k * weight_stride;
 #pragma GCC unroll 3
-        for (int r = 0; r < kRows; ++r)
+        for (int r = 0; r < kRows; ++r, w += row) {
+          hold(w);
 #pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) sum[r][v] += gv * load_as<V>(w + r * row + v * kLane);
+          for (int v = 0; v < kVectors; ++v) sum[r][v] += gv * load_as<V>(w + v * kLane);
+        }
       } while (mask != 0);
       float* patch = job.image + job.window[i] + job.code_offset[code];
 #pragma GCC unroll 3
@@ -278,11 +285,47 @@ const T* gather_pooled(View<const T> view, int64_t n, const Pool2dShape& pool, T
   return scratch;
 }
 
+#if defined(__AVX2__)
+// For each set of live lanes, the lanes to move to the front, one byte each.
+struct FrontLanes {
+  uint64_t lanes[256];
+};
+constexpr FrontLanes front_lanes() {
+  FrontLanes table{};
+  for (int mask = 0; mask < 256; ++mask) {
+    int front = 0;
+    for (int lane = 0; lane < 8; ++lane)
+      if ((mask >> lane & 1) != 0) table.lanes[mask] |= static_cast<uint64_t>(lane) << (8 * front++);
+  }
+  return table;
+}
+constexpr FrontLanes kFrontLanes = front_lanes();
+#endif
+
 // The live elements of one channel: where their patches begin, and their gradients, in window order. Returns how many.
+// offset and live_g have a register of room past the last window.
 static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* window, const int32_t* code_offset,
-                           int64_t windows, int32_t* __restrict offset, float* __restrict live_g) {
-  int64_t live = 0;
-  for (int64_t i = 0; i < windows; ++i) {  // appends without a branch: a dead element is overwritten
+                           int64_t windows, int64_t codes, int32_t* __restrict offset, float* __restrict live_g) {
+  int64_t live = 0, i = 0;
+#if defined(__AVX2__)
+  if (codes <= 8) {  // code_offset fits a register, and looking a code up is a permutation of its lanes
+    const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code_offset));
+    for (; i + 8 <= windows; i += 8) {
+      const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(code + i)));
+      const __m256i at = _mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window + i)),
+                                          _mm256_permutevar8x32_epi32(table, c));
+      const __m256i dead = _mm256_cmpeq_epi32(c, _mm256_set1_epi32(kClipped));
+      const unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(dead))) & 0xffu;
+      const __m256i front =
+          _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kFrontLanes.lanes[mask])));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(offset + live), _mm256_permutevar8x32_epi32(at, front));
+      _mm256_storeu_ps(live_g + live, _mm256_permutevar8x32_ps(_mm256_loadu_ps(g + i), front));
+      live += __builtin_popcount(mask);
+    }
+  }
+#endif
+  (void)codes;
+  for (; i < windows; ++i) {  // appends without a branch: a dead element is overwritten
     offset[live] = window[i] + code_offset[code[i]];
     live_g[live] = g[i];
     live += code[i] != kClipped;
@@ -314,10 +357,11 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
   for (int64_t i = 0; i < codes; ++i)
     code_offset[i] = static_cast<int32_t>((i / pool.S) * pool.dilation_h * conv.stride_h * image.pitch +
                                           (i % pool.S) * pool.dilation_w * conv.stride_w * conv.C);
-  for (int64_t i = 0; i < windows; ++i)
-    scratch.window[i] = static_cast<int32_t>(
-        (i / pool.Q * pool.stride_h - pool.pad_h) * conv.stride_h * image.pitch +
-        (i % pool.Q * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
+  for (int64_t i = 0, at = 0; i < pool.P; ++i)
+    for (int64_t j = 0; j < pool.Q; ++j, ++at)
+      scratch.window[at] =
+          static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image.pitch +
+                               (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
   // Of the last register of a row, the lanes that belong to the patch.
   int32_t tail[16];
   const int64_t row_lanes = narrow_rows(conv) ? row : kLanes<float>;
@@ -333,7 +377,8 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
       for (int64_t k = 0; k < conv.K; ++k) {
         const float* gk = g + k * windows;
         const uint8_t* ck = code + k * windows;
-        const int64_t live = gather_live(ck, gk, scratch.window, code_offset, windows, scratch.offset, scratch.live_g);
+        const int64_t live = gather_live(ck, gk, scratch.window, code_offset, windows, codes, scratch.offset,
+                                         scratch.live_g);
         grad_bias[k] += sum_floats(scratch.live_g, live);
         float* sums = grad_weight + k * conv.R * row;
         for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool) {

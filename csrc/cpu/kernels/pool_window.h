@@ -30,22 +30,10 @@ template <int kCount>
 template <int kCount, bool kWithCode>
 CNNFAST_INLINE void pool_windows(const Vec<float> (&window)[kCount][4], Vec<float> (&value)[kCount],
                                  Vec<int32_t> (&code)[kCount]) {
-  const Vec<float> zero{};
-  const Vec<int32_t> one = broadcast<int32_t>(1), two = broadcast<int32_t>(2);
   Vec<float> nan_probe{};  // the sum of all: NaN if any is (and, harmlessly, at inf - inf)
 #pragma GCC unroll 3
-  for (int n = 0; n < kCount; ++n) {
-    const Vec<float> z00 = window[n][0], z01 = window[n][1], z10 = window[n][2], z11 = window[n][3];
-    const Vec<float> upper = max_or_second(z01, z00), lower = max_or_second(z11, z10);
-    const Vec<float> best = max_or_second(lower, upper);
-    value[n] = max_or_second(best, zero);
-    nan_probe += (z00 + z01) + (z10 + z11);
-    if constexpr (kWithCode) {
-      const Vec<int32_t> in_lower = lower > upper;
-      const Vec<int32_t> winner = in_lower ? (((z11 > z10) & one) | two) : ((z01 > z00) & one);
-      code[n] = winner | (best <= zero);  // all ones is kClipped in the low byte
-    }
-  }
+  for (int n = 0; n < kCount; ++n)
+    nan_probe += (window[n][0] + window[n][1]) + (window[n][2] + window[n][3]);
   if (any_lane(nan_probe != nan_probe)) [[unlikely]] {
     // Copies, for an array whose address leaves the function would live in memory from its first sum on.
     Vec<float> sums[kCount][4], values[kCount];
@@ -57,6 +45,21 @@ CNNFAST_INLINE void pool_windows(const Vec<float> (&window)[kCount][4], Vec<floa
     pool_windows_with_nan<kCount>(sums, values, codes);
 #pragma GCC unroll 3
     for (int n = 0; n < kCount; ++n) value[n] = values[n], code[n] = codes[n];
+    return;
+  }
+  const Vec<float> zero{};
+  const Vec<int32_t> one = broadcast<int32_t>(1), two = broadcast<int32_t>(2);
+#pragma GCC unroll 3
+  for (int n = 0; n < kCount; ++n) {
+    const Vec<float> z00 = window[n][0], z01 = window[n][1], z10 = window[n][2], z11 = window[n][3];
+    const Vec<float> upper = max_or_second(z01, z00), lower = max_or_second(z11, z10);
+    const Vec<float> best = max_or_second(lower, upper);
+    value[n] = max_or_second(best, zero);
+    if constexpr (kWithCode) {
+      const Vec<int32_t> in_lower = lower > upper;
+      const Vec<int32_t> winner = in_lower ? (((z11 > z10) & one) | two) : ((z01 > z00) & one);
+      code[n] = winner | (best <= zero);  // all ones is kClipped in the low byte
+    }
   }
 }
 

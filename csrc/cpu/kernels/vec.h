@@ -77,6 +77,13 @@ CNNFAST_INLINE void pin(V& v) {
 #endif
 }
 
+// Makes the compiler hold the pointer in a register, so that what follows is addressed by constant offsets from it. Left
+// alone it folds the row pointers of a patch into one base and many computed indices.
+template <class T>
+CNNFAST_INLINE void hold(T*& pointer) {
+  asm("" : "+r"(pointer));
+}
+
 // Keeps the compiler from carrying loaded values across: reloading a broadcast is cheaper than spilling a sum.
 CNNFAST_INLINE void forget_loads() { asm volatile("" ::: "memory"); }
 
@@ -112,6 +119,21 @@ CNNFAST_INLINE void store_low_bytes(uint8_t* p, Vec<int32_t> v) {
                    _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 #else
   for (int lane = 0; lane < kLanes<int32_t>; ++lane) p[lane] = static_cast<uint8_t>(v[lane]);
+#endif
+}
+
+// Splits two registers of consecutive floats into those at even and at odd positions.
+CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  const __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 8);
+  const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+  _mm256_storeu_ps(even, _mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)));
+  _mm256_storeu_ps(odd, _mm256_shuffle_ps(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    even[lane] = from[2 * lane];
+    odd[lane] = from[2 * lane + 1];
+  }
 #endif
 }
 

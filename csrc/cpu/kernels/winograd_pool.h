@@ -1,0 +1,243 @@
+// Winograd F(2x2, 3x3) convolution + bias + ReLU + 2x2 max-pool, for inference: an output tile is exactly one pool window,
+// so the maximum is taken on the four values of the inverse transform, in registers. 16 multiplications per channel pair
+// and window instead of 36.
+//
+//   Y = A^T [(G g G^T) * (B^T d B)] A      (Lavin & Gray, arXiv 1509.09308), d the 4x4 input tile, g the 3x3 kernel
+//
+// One register of windows (consecutive pooled columns) at a time: the input transform runs over windows, on even and odd
+// input columns stored apart (see direct_width.h); the products run over output channels, 4 windows x 3 registers as in
+// direct_channels.h; so does the inverse transform. Everything of one step stays in the first two cache levels.
+//
+// Its rounding differs from the direct sum's and could let another element of a near-tie win, so gradients do not use it.
+// It also turns an infinity into NaN (inf - inf); a window whose result is not finite is computed again, directly.
+#pragma once
+
+#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/direct_channels.h"
+#include "cpu/kernels/direct_width.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+constexpr int kTransformed = 16;  // elements of a transformed tile
+
+// Columns of B^T d B from rows of d: applied to rows first, then to columns.
+CNNFAST_INLINE void input_transform(const Vec<float> (&d)[4], Vec<float> (&v)[4]) {
+  v[0] = d[0] - d[2];
+  v[1] = d[1] + d[2];
+  v[2] = d[2] - d[1];
+  v[3] = d[1] - d[3];
+}
+
+// V[16][C][lanes] of one register of windows whose first input column is 2 * j.
+static void transform_input(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane, float* transformed) {
+  constexpr int64_t kLane = kLanes<float>;
+  for (int64_t c = 0; c < conv.C; ++c, x += plane) {
+    Vec<float> rows[4][4];  // [transformed row][column]
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      Vec<float> column[4], out[4];
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) column[a] = load_vec(x + (2 * a + b % 2) * half + b / 2);
+      input_transform(column, out);
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) rows[a][b] = out[a];
+    }
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) {
+      Vec<float> out[4];
+      input_transform(rows[a], out);
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) store_vec(transformed + ((a * 4 + b) * conv.C + c) * kLane, out[b]);
+    }
+  }
+}
+
+// M[element][window][channels] = sum over c of U[element][c][channels] * V[element][c][window], for kWindows windows.
+template <int kVectors, int kWindows>
+CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, float* m) {
+  constexpr int64_t kLane = kLanes<float>;
+  Vec<float> sum[kWindows][kVectors];
+#pragma GCC unroll 4
+  for (int p = 0; p < kWindows; ++p)
+#pragma GCC unroll 3
+    for (int n = 0; n < kVectors; ++n) sum[p][n] = Vec<float>{};
+  for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane) {
+    Vec<float> w[kVectors];
+#pragma GCC unroll 3
+    for (int n = 0; n < kVectors; ++n) {
+      w[n] = load_vec(u + n * kLane);
+      pin(w[n]);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kWindows; ++p) {
+      const Vec<float> vp = broadcast(v[p]);
+#pragma GCC unroll 3
+      for (int n = 0; n < kVectors; ++n) sum[p][n] += w[n] * vp;
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < kWindows; ++p)
+#pragma GCC unroll 3
+    for (int n = 0; n < kVectors; ++n) store_vec(m + (p * kVectors + n) * kLane, sum[p][n]);
+}
+
+template <int kVectors>
+void multiply(int64_t C, int64_t windows, const float* u, const float* v, float* m) {
+  constexpr int64_t kLane = kLanes<float>;
+  for (int element = 0; element < kTransformed; ++element) {
+    const float* ue = u + element * C * kVectors * kLane;
+    const float* ve = v + element * C * kLane;
+    float* me = m + element * kLane * kVectors * kLane;
+    int64_t p = 0;
+    for (; p + 4 <= windows; p += 4) multiply_windows<kVectors, 4>(C, ue, ve + p, me + p * kVectors * kLane);
+    switch (windows - p) {
+      case 3: multiply_windows<kVectors, 3>(C, ue, ve + p, me + p * kVectors * kLane); break;
+      case 2: multiply_windows<kVectors, 2>(C, ue, ve + p, me + p * kVectors * kLane); break;
+      case 1: multiply_windows<kVectors, 1>(C, ue, ve + p, me + p * kVectors * kLane); break;
+      default: break;
+    }
+  }
+}
+
+// One channel of one window, summed directly.
+static float direct_window(const DirectForward& job, const float* x, int64_t half, int64_t plane, int64_t k) {
+  float best = 0;
+  for (int p = 0; p < 4; ++p) {
+    float sum = job.bias != nullptr ? job.bias[k] : 0.0f;
+    for (int64_t c = 0; c < job.conv.C; ++c)
+      for (int r = 0; r < 3; ++r)
+        for (int s = 0; s < 3; ++s) {
+          const int row = p / 2 + r, column = p % 2 + s;
+          sum += *job.weight.at(k, c, r, s) * x[c * plane + (2 * row + column % 2) * half + column / 2];
+        }
+    if (p == 0 || sum > best || sum != sum) best = sum;
+  }
+  return best <= 0 ? 0.0f : best;
+}
+
+// ReLU of the maximum of A^T M A + bias, one window. False if a sum is not finite.
+template <int kVectors>
+CNNFAST_INLINE bool inverse_and_pool(const float* m, const float* bias, float* value) {
+  constexpr int64_t kLane = kLanes<float>;
+  constexpr int64_t kElement = kLane * kVectors * kLane;
+  Vec<float> probe{};
+#pragma GCC unroll 3
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<float> upper[4], lower[4];
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      const Vec<float> m0 = load_vec(m + b * kElement + n * kLane), m1 = load_vec(m + (4 + b) * kElement + n * kLane),
+                       m2 = load_vec(m + (8 + b) * kElement + n * kLane),
+                       m3 = load_vec(m + (12 + b) * kElement + n * kLane);
+      upper[b] = m0 + m1 + m2;
+      lower[b] = m1 - m2 - m3;
+    }
+    const Vec<float> y00 = upper[0] + upper[1] + upper[2], y01 = upper[1] - upper[2] - upper[3];
+    const Vec<float> y10 = lower[0] + lower[1] + lower[2], y11 = lower[1] - lower[2] - lower[3];
+    probe += (y00 + y01) + (y10 + y11);
+    const Vec<float> best = max_or_second(max_or_second(y11, y10), max_or_second(y01, y00));
+    store_vec(value + n * kLane, max_or_second(best + load_vec(bias + n * kLane), Vec<float>{}));
+  }
+  return !any_lane((probe - probe) != Vec<float>{});
+}
+
+struct WinogradScratch {
+  float *x, *transformed, *product, *value;
+
+  static int64_t floats(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
+    WinogradScratch unused;
+    return unused.assign(conv, pool, band, nullptr);
+  }
+  int64_t assign(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band, float* base) {
+    constexpr int64_t kLane = kLanes<float>;
+    const WidthInput padded(conv, pool, band);
+    int64_t used = 0;
+    const auto take = [&](float*& pointer, int64_t count) {
+      pointer = base == nullptr ? nullptr : base + used;
+      used += round_up(count, 16);
+    };
+    take(x, conv.C * 2 * padded.rows * padded.half);
+    take(transformed, kTransformed * conv.C * kLane);
+    take(product, kTransformed * kLane * kMaxChannelVectors * kLane);
+    take(value, band * pool.Q * round_up(conv.K, kLane));
+    return used;
+  }
+};
+
+template <int kVectors>
+void winograd_block(const DirectForward& job, const WidthInput& padded, const WinogradScratch& scratch,
+                    const float* windows_x, int64_t windows, int64_t k, const float* weight, float* value,
+                    int64_t channels) {
+  constexpr int64_t kLane = kLanes<float>;
+  const int64_t plane = 2 * padded.rows * padded.half;
+  multiply<kVectors>(job.conv.C, windows, weight + kVectors * kLane, scratch.transformed, scratch.product);
+  for (int64_t p = 0; p < windows; ++p, value += channels) {
+    if (inverse_and_pool<kVectors>(scratch.product + p * kVectors * kLane, weight, value)) [[likely]]
+      continue;
+    for (int64_t b = 0; b < min(kVectors * kLane, job.conv.K - k); ++b)
+      value[b] = direct_window(job, windows_x + p, padded.half, plane, k + b);
+  }
+}
+
+static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
+  constexpr int64_t kLane = kLanes<float>;
+  const Conv2dShape& conv = job.conv;
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
+  const int64_t channels = round_up(conv.K, kLane), Q = job.pool.Q;
+  const WidthInput padded(conv, job.pool, job.plan.band);
+  WinogradScratch scratch;
+  scratch.assign(conv, job.pool, job.plan.band, reinterpret_cast<float*>(workspace));
+  copy_halves(conv, job.input, n, 2 * top, padded, scratch.x);
+
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < Q; j += kLane) {
+      const int64_t windows = min(kLane, Q - j);
+      const float* x = scratch.x + 4 * i * padded.half + j;
+      transform_input(conv, x, padded.half, 2 * padded.rows * padded.half, scratch.transformed);
+      const float* weight = job.packed_weight;
+      for (int64_t vector = 0; vector * kLane < channels;) {
+        const int block = next_channel_block(channels / kLane - vector);
+        float* value = scratch.value + (i * Q + j) * channels + vector * kLane;
+        const auto run = [&](auto body) {
+          body(job, padded, scratch, x, windows, vector * kLane, weight, value, channels);
+        };
+        switch (block) {
+          case 1: run(winograd_block<1>); break;
+          case 2: run(winograd_block<2>); break;
+          default: run(winograd_block<3>); break;
+        }
+        weight += block * kLane * (1 + kTransformed * conv.C);
+        vector += block;
+      }
+    }
+  }
+  scatter_channels(scratch.value, channels, job.output, n, top, rows, job.pool);
+}
+
+// Bias, then U[16][C] = G g G^T, of each block of channels in turn; channels past K are zero.
+static void pack_winograd(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
+  constexpr float kG[4][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
+  const int64_t vectors = ceil_div(conv.K, kLanes<float>);
+  for (int64_t vector = 0; vector < vectors;) {
+    const int block = next_channel_block(vectors - vector);
+    const int64_t begin = vector * kLanes<float>, width = block * kLanes<float>;
+    for (int64_t b = 0; b < width; ++b) *packed++ = begin + b < conv.K && bias != nullptr ? bias[begin + b] : 0.0f;
+    for (int64_t b = 0; b < width; ++b) {
+      for (int64_t c = 0; c < conv.C; ++c) {
+        float rows[4][3] = {};  // G g
+        if (begin + b < conv.K)
+          for (int i = 0; i < 4; ++i)
+            for (int s = 0; s < 3; ++s)
+              for (int r = 0; r < 3; ++r) rows[i][s] += kG[i][r] * *weight.at(begin + b, c, r, s);
+        for (int i = 0; i < 4; ++i)
+          for (int j = 0; j < 4; ++j)
+            packed[((i * 4 + j) * conv.C + c) * width + b] =
+                rows[i][0] * kG[j][0] + rows[i][1] * kG[j][1] + rows[i][2] * kG[j][2];
+      }
+    }
+    packed += kTransformed * conv.C * width;
+    vector += block;
+  }
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
