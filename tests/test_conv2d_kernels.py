@@ -1,0 +1,149 @@
+"""The raw convolution ops against torch in float64, within theory's bounds, on every instruction set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cnnfast
+from cnnfast.testing import DTYPES, LAYOUTS, Case, assert_within, cases, make_tensors, random_tensor, reference
+
+torch.ops.load_library(next(Path(cnnfast.__file__).parent.glob("_C*.so")))
+ops = torch.ops.cnnfast
+
+ISAS: list[str] = json.loads(ops.cpu_info())["supported"]
+# Beyond the shared cases: reductions in several blocks, rows cut in blocks, blocks across images, weights divided.
+CASES = [
+    *cases("conv2d"),
+    *cases("conv_transpose2d"),
+    Case("two_channel_blocks", "conv2d", (2, 70, 6, 7), (13, 70, 3, 3), True, {"stride": 1, "padding": 1}),
+    Case("wide_rows_dilated", "conv2d", (1, 2, 4, 1100), (3, 2, 2, 5), True, {"stride": (1, 2), "dilation": (2, 3)}),
+    Case("images_in_a_block", "conv2d", (40, 20, 3, 3), (30, 20, 3, 3), True, {"stride": 2, "padding": 1}),
+    Case("heavy_weight", "conv2d", (1, 150, 5, 5), (200, 150, 3, 3), True, {"stride": 1, "padding": 1}),
+    Case("kernel_beyond_depth", "conv2d", (1, 2, 24, 23), (3, 2, 20, 19), True, {"stride": 2}),
+    Case("classes_without_tap", "conv_transpose2d", (2, 5, 4, 3), (5, 6, 2, 1), True,
+         {"stride": (4, 3), "output_padding": (3, 2), "groups": 1, "dilation": (2, 1)}),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def keep_settings() -> Iterator[None]:
+    isa, threads = json.loads(ops.cpu_info())["isa"], torch.get_num_threads()
+    yield
+    ops.set_cpu_isa(isa)
+    torch.set_num_threads(threads)
+
+
+def pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def arguments_of(case: Case) -> list[Any]:
+    """The op's arguments after weight and bias."""
+    a = case.arguments
+    stride, dilation, groups = pair(a.get("stride", 1)), pair(a.get("dilation", 1)), a.get("groups", 1)
+    padding = a.get("padding", 0)
+    if case.op == "conv_transpose2d":
+        return [stride, pair(padding), pair(a.get("output_padding", 0)), groups, dilation]
+    assert case.weight is not None
+    if padding == "same":
+        total = [d * (kernel - 1) for d, kernel in zip(dilation, case.weight[2:])]
+        sides = [side for t in total for side in (t // 2, t - t // 2)]
+    else:
+        sides = [side for p in pair(0 if padding == "valid" else padding) for side in (p, p)]
+    return [stride, sides, dilation, groups]
+
+
+def run(case: Case, tensors: tuple[Tensor, ...], grad_output: Tensor) -> list[Tensor]:
+    """Output and the gradients of the given tensors."""
+    input, weight = tensors[:2]
+    bias = tensors[2] if len(tensors) == 3 else None
+    arguments = arguments_of(case)
+    relu = [False] if case.op == "conv2d" else []
+    output = getattr(ops, f"{case.op}_forward")(input, weight, bias, *arguments, *relu)
+    mask = [True, True, bias is not None]
+    gradients = getattr(ops, f"{case.op}_backward")(grad_output, input, weight, *arguments, mask)
+    assert [g is not None for g in gradients] == mask
+    return [output, *(g for g in gradients if g is not None)]
+
+
+def check(case: Case, dtype: torch.dtype, isa: str, layout: str, weight_layout: str, grad_layout: str) -> None:
+    assert ops.set_cpu_isa(isa)
+    tensors = make_tensors(case, dtype, seed=1, layout=layout, weight_layout=weight_layout)
+    shape = getattr(F, case.op)(*tensors, **case.arguments).shape
+    generator = torch.Generator().manual_seed(2)
+    grad_output = LAYOUTS[grad_layout](random_tensor(shape, dtype, generator))
+    expected = reference(case.op, *tensors, grad_output=grad_output, **case.arguments)
+    torch.set_num_threads(1)
+    results = run(case, tensors, grad_output)
+    names = ["output", "grad_input", "grad_weight", "grad_bias"]
+    for name, actual, bound in zip(names, results, [expected.output, *expected.gradients], strict=False):
+        assert actual.dtype == dtype
+        assert_within(actual, bound, f"{case} {name}")
+    torch.set_num_threads(2)
+    for name, one, two in zip(names, results, run(case, tensors, grad_output), strict=False):
+        assert torch.equal(one, two), f"{case} {name} differs between 1 and 2 threads"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_case(case: Case, isa: str) -> None:
+    check(case, torch.float32, isa, "contiguous", "contiguous", "contiguous")
+    check(case, torch.float64, isa, "channels_last", "contiguous", "channels_last")
+
+
+SMALL = [c for c in CASES if c.label in ("lopsided", "groups", "7x7_stride_2")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_layouts_and_dtypes(case: Case, layout: str, dtype: torch.dtype) -> None:
+    for isa in ISAS:
+        check(case, dtype, isa, layout, "sliced" if layout == "contiguous" else layout, layout)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_relu_keeps_nan(isa: str) -> None:
+    assert ops.set_cpu_isa(isa)
+    input = torch.randn(2, 3, 6, 20, generator=torch.Generator().manual_seed(3))
+    input[0, 1, 2, 3] = float("nan")
+    weight = torch.randn(7, 3, 1, 1, generator=torch.Generator().manual_seed(4))
+    arguments = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+    plain = ops.conv2d(input, weight, None, *arguments)
+    assert plain.isnan().sum() == 7
+    clipped = ops.conv2d_relu(input, weight, None, *arguments)
+    torch.testing.assert_close(clipped, plain.relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("input_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("op", ["conv2d", "conv_transpose2d"])
+def test_memory_format(op: str, input_format: torch.memory_format, weight_format: torch.memory_format) -> None:
+    case = Case("formats", op, (2, 4, 6, 5), (4, 4, 3, 2))
+    tensors = [
+        t.to(memory_format=f).requires_grad_()
+        for t, f in zip(make_tensors(case, torch.float64, seed=0), (input_format, weight_format))
+    ]
+    output = getattr(F, op)(*tensors)
+    expected = [output, *torch.autograd.grad(output, tensors, torch.ones_like(output))]
+    for actual, like in zip(run(case, tuple(t.detach() for t in tensors), torch.ones_like(output)), expected):
+        assert actual.stride() == like.stride()
+
+
+def test_output_mask() -> None:
+    input, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
+    grad_output = torch.ones(1, 3, 2, 2)
+    for wanted in range(3):
+        mask = [i == wanted for i in range(3)]
+        gradients = ops.conv2d_backward(grad_output, input, weight, [1, 1], [0] * 4, [1, 1], 1, mask)
+        assert [g is not None for g in gradients] == mask
+    with pytest.raises(RuntimeError, match="conv2d_backward: output_mask must have 3 values, but got 2"):
+        ops.conv2d_backward(grad_output, input, weight, [1, 1], [0] * 4, [1, 1], 1, [True, True])
