@@ -84,6 +84,8 @@ struct Range {
 
 // The taps r of a window for which 0 <= origin + r * dilation < size: padding solved as loop bounds.
 static constexpr Range window_taps(int64_t origin, int64_t kernel, int64_t dilation, int64_t size) {
+  // Nearly every window lies inside; a division costs as much as a small window's sum.
+  if (origin >= 0 && origin + (kernel - 1) * dilation < size) return {0, kernel};
   const int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, dilation);
   const int64_t end = size > origin ? ceil_div(size - origin, dilation) : 0;
   return {min(begin, kernel), max(min(begin, kernel), min(end, kernel))};

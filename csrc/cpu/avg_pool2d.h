@@ -41,6 +41,6 @@ struct AvgPool2dKernels {
   void (*backward)(const AvgPool2dBackward<T>&, int64_t begin, int64_t end, Compute<T>* scratch);
 };
 
-static constexpr int64_t avg_pool2d_backward_scratch(const Pool2dShape& s) { return 2 * s.Q + s.W; }
+static constexpr int64_t avg_pool2d_backward_scratch(const Pool2dShape& s) { return s.P + 2 * s.Q + s.W; }
 
 }  // namespace cnnfast

@@ -48,15 +48,15 @@ struct MaxPool2dKernels {
   MaxPool2dKernelsOf<T, uint8_t> relu;
 };
 
-// Channels a backward task takes: one plane, or in channels_last a strip as wide as a cache line of float.
-static constexpr int64_t kMaxPoolStrip = 16;
+// Channels a backward task takes in channels_last: all of them where images are enough tasks, else a cache line's.
+static constexpr int64_t max_pool2d_strip(const Pool2dShape& s) { return s.N >= 8 ? s.C : min<int64_t>(s.C, 16); }
 static constexpr int64_t max_pool2d_backward_blocks(const Pool2dShape& s, bool channels_last) {
-  return channels_last ? ceil_div(s.C, kMaxPoolStrip) : s.C;
+  return channels_last ? ceil_div(s.C, max_pool2d_strip(s)) : s.C;
 }
 // Sums in progress of one task, where T is not what sums are kept in.
 template <class T>
 static constexpr int64_t max_pool2d_backward_scratch(const Pool2dShape& s, bool channels_last) {
-  return sizeof(T) == sizeof(Compute<T>) ? 0 : s.H * s.W * (channels_last ? kMaxPoolStrip : 1);
+  return sizeof(T) == sizeof(Compute<T>) ? 0 : s.H * s.W * (channels_last ? max_pool2d_strip(s) : 1);
 }
 
 }  // namespace cnnfast

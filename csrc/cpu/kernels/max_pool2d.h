@@ -16,20 +16,40 @@ template <class V, class Taps>
 struct Best {
   V value;
   Taps tap;
+  decltype(V{} > V{}) nan;  // where a tap was NaN
 };
 
+// The best of load_tap(r, s), whose tap is tap_of(r, s). NaN wins in a single window; in a register it is only
+// reported, because that costs half as much and the windows can be done again one by one.
 template <class V, class Taps, class Load, class TapOf>
 CNNFAST_INLINE Best<V, Taps> best_tap(Range rows, Range columns, const Load& load_tap, const TapOf& tap_of) {
-  Best<V, Taps> best{-__builtin_inff() - V{}, tap_of(rows.begin, columns.begin) - Taps{}};
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t s = columns.begin; s < columns.end; ++s) {
-      const V x = load_tap(r, s);
-      const auto wins = (x > best.value) | (x != x);
-      best.value = wins ? x : best.value;
-      best.tap = wins ? tap_of(r, s) - Taps{} : best.tap;
-    }
+  constexpr bool kRegister = requires(V v) { v[0]; };
+  Best<V, Taps> best{-__builtin_inff() - V{}, tap_of(rows.begin, columns.begin) - Taps{}, {}};
+  const auto meet = [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA {
+    const V x = load_tap(r, s);
+    const auto is_nan = x != x;
+    auto wins = x > best.value;
+    if constexpr (!kRegister) wins |= is_nan;
+    best.value = wins ? x : best.value;
+    best.tap = wins ? tap_of(r, s) - Taps{} : best.tap;
+    best.nan |= is_nan;
+  };
+  const int64_t r = rows.begin, s = columns.begin;
+  if (rows.end - r == 2 && columns.end - s == 2) {  // the common window, unrolled
+    meet(r, s), meet(r, s + 1), meet(r + 1, s), meet(r + 1, s + 1);
+  } else {
+    for (int64_t i = r; i < rows.end; ++i)
+      for (int64_t j = s; j < columns.end; ++j) meet(i, j);
   }
   return best;
+}
+
+template <class Mask>
+bool any_bit(const Mask& mask) {
+  uint64_t words[sizeof mask / 8], any = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
 }
 
 // Winners as places in the plane. A tap is its distance from the window's origin.
@@ -98,105 +118,135 @@ struct WindowCode {
   };
 };
 
+template <class T, class Winner>
+using ForwardOf = MaxPool2dForward<T, typename Winner::Stored>;
+template <class T, class Winner>
+using BackwardOf = MaxPool2dBackward<T, typename Winner::Stored>;
+
+static inline Range taps_of_row(const Pool2dShape& s, int64_t p) {
+  return window_taps(p * s.stride_h - s.pad_h, s.R, s.dilation_h, s.H);
+}
+static inline Range taps_of_column(const Pool2dShape& s, int64_t q) {
+  return window_taps(q * s.stride_w - s.pad_w, s.S, s.dilation_w, s.W);
+}
+
+// One window, of the taps inside the input. Dilation can step over a small input altogether.
 template <class T, class Winner, bool kKeepWinner>
-class MaxPool2dRows {
- public:
+void one_window(const ForwardOf<T, Winner>& a, int64_t n, int64_t c, int64_t p, int64_t q) {
+  const Pool2dShape& s = a.shape;
+  const Winner winner(s);
+  const Range rows = taps_of_row(s, p), columns = taps_of_column(s, q);
+  const bool empty = rows.begin == rows.end || columns.begin == columns.end;
+  const int64_t h = p * s.stride_h - s.pad_h, w = q * s.stride_w - s.pad_w;
+  const T* origin = a.input.at(n, c, h, w);
+  const int64_t down = s.dilation_h * a.input.stride.h, right = s.dilation_w * a.input.stride.w;
+  const auto best = best_tap<Compute<T>, int64_t>(
+      rows, columns, [&](int64_t i, int64_t j) { return load(origin + i * down + j * right); },
+      [&](int64_t i, int64_t j) { return winner.template tap<int64_t>(i, j); });
+  store(a.output.at(n, c, p, q), empty ? best.value : Winner::value(best.value));
+  if constexpr (kKeepWinner)
+    *a.winner.at(n, c, p, q) = empty ? Winner::kNone : Winner::stored(h * s.W + w, Winner::tap_of(best));
+}
+
+// A register of windows with the same taps. By value: a winner's store may alias whatever lies in memory.
+template <class T, class Winner, bool kKeepWinner>
+struct BlockOfWindows {
   using V = ComputeVec<T>;
   // Taps in a register: integers as wide as the values, so that one comparison selects both.
-  using Tap = decltype(V{} < V{});
-  using TapLane = __typeof__(Tap{}[0]);
+  using Taps = decltype(V{} < V{});
+  using Tap = __typeof__(Taps{}[0]);
   static constexpr int kWidth = kComputeLanes<T>;
 
-  explicit MaxPool2dRows(const MaxPool2dForward<T, typename Winner::Stored>& args)
-      : a_(args), s_(args.shape), winner_(s_) {}
+  Winner winner;
+  int64_t down, right;  // from tap to tap in the input
 
-  // All channels of output row p of image n.
-  void channels_last_row(int64_t n, int64_t p) const {
-    const int64_t h = p * s_.stride_h - s_.pad_h;
-    const Range rows = window_taps(h, s_.R, s_.dilation_h, s_.H);
-    for (int64_t q = 0; q < s_.Q; ++q) {
-      const int64_t w = q * s_.stride_w - s_.pad_w;
-      const Range columns = window_taps(w, s_.S, s_.dilation_w, s_.W);
-      const auto one = [&](int64_t c) { window(n, c, p, q, rows); };
-      if (!in_registers() || a_.input.stride.c != 1 || columns.begin == columns.end) {
-        for (int64_t c = 0; c < s_.C; ++c) one(c);
-        continue;
-      }
-      const auto block = [&](int64_t c) { block_of_windows<1>(n, c, p, q, rows, columns, 0); };
-      for_each_block<kWidth>(0, s_.C, block, one);
-    }
-  }
+  explicit BlockOfWindows(const ForwardOf<T, Winner>& a)
+      : winner(a.shape), down(a.shape.dilation_h * a.input.stride.h), right(a.shape.dilation_w * a.input.stride.w) {}
 
-  // Output row p of one plane.
-  void plane_row(int64_t n, int64_t c, int64_t p) const {
-    const Range rows = window_taps(p * s_.stride_h - s_.pad_h, s_.R, s_.dilation_h, s_.H);
-    const auto block = [&](auto step, int64_t q) {
-      block_of_windows<step.value>(n, c, p, q, rows, {0, s_.S}, step.value);
-    };
-    for_each_column<kWidth>(s_, in_registers() && a_.input.stride.w == 1, block,
-                            [&](int64_t q) { window(n, c, p, q, rows); });
-  }
+  static bool holds_taps_of(const Pool2dShape& s) { return s.H * s.W < int64_t{1} << 31; }
 
- private:
-  // Whether every tap fits a register's integers.
-  bool in_registers() const { return s_.H * s_.W < int64_t{1} << 31; }
-
-  // kWidth windows, the winner's origins `origin_step` apart in the plane.
-  template <int kStep>
-  CNNFAST_INLINE void block_of_windows(int64_t n, int64_t c, int64_t p, int64_t q, Range rows, Range columns,
-                                       int64_t origin_step) const {
-    const int64_t h = p * s_.stride_h - s_.pad_h, w = q * s_.stride_w - s_.pad_w;
-    const T* origin = a_.input.at(n, c, h, w);
-    const int64_t down = s_.dilation_h * a_.input.stride.h, right = s_.dilation_w * a_.input.stride.w;
-    const auto best = best_tap<V, Tap>(
-        rows, columns, [&](int64_t r, int64_t s) { return load_lanes<kStep>(origin + r * down + s * right); },
-        [&](int64_t r, int64_t s) { return winner_.template tap<TapLane>(r, s); });
-    store_lanes(a_.output.at(n, c, p, q), Winner::value(best.value));
-    if constexpr (kKeepWinner) {
-      const Tap taps = Winner::tap_of(best);
-      typename Winner::Stored* stored = a_.winner.at(n, c, p, q);
-      for (int lane = 0; lane < kWidth; ++lane)
-        stored[lane] = Winner::stored(h * s_.W + w + lane * origin_step, taps[lane]);
-    }
-  }
-
-  // One window, taps outside the input skipped.
-  void window(int64_t n, int64_t c, int64_t p, int64_t q, Range rows) const {
-    const int64_t h = p * s_.stride_h - s_.pad_h, w = q * s_.stride_w - s_.pad_w;
-    const Range columns = window_taps(w, s_.S, s_.dilation_w, s_.W);
-    T* output = a_.output.at(n, c, p, q);
-    // Dilation can step over a small input altogether.
-    const bool empty = rows.begin == rows.end || columns.begin == columns.end;
-    const auto best = best_tap<Compute<T>, int64_t>(
+  // Windows from input on, kStep elements apart; their origins lie kOriginStep apart in the plane, from plane_origin
+  // on. Returns where a tap was NaN.
+  template <int kStep, int kOriginStep>
+  CNNFAST_INLINE Taps pool(Range rows, Range columns, const T* input, int64_t plane_origin, T* output,
+                           typename Winner::Stored* stored) const {
+    const auto best = best_tap<V, Taps>(
         rows, columns,
-        [&](int64_t r, int64_t s) { return load(a_.input.at(n, c, h + r * s_.dilation_h, w + s * s_.dilation_w)); },
-        [&](int64_t r, int64_t s) { return winner_.template tap<int64_t>(r, s); });
-    store(output, empty ? best.value : Winner::value(best.value));
+        [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA { return load_lanes<kStep>(input + r * down + s * right); },
+        [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA { return winner.template tap<Tap>(r, s); });
+    store_lanes(output, Winner::value(best.value));
     if constexpr (kKeepWinner) {
-      *a_.winner.at(n, c, p, q) = empty ? Winner::kNone : Winner::stored(h * s_.W + w, Winner::tap_of(best));
+      const Taps taps = Winner::tap_of(best);
+      for (int lane = 0; lane < kWidth; ++lane)
+        stored[lane] = Winner::stored(plane_origin + lane * kOriginStep, taps[lane]);
     }
+    return best.nan;
   }
-
-  const MaxPool2dForward<T, typename Winner::Stored>& a_;
-  const Pool2dShape& s_;
-  const Winner winner_;
 };
 
+// All channels of output row p of image n.
 template <class T, class Winner, bool kKeepWinner>
-void max_pool2d_rows(const MaxPool2dForward<T, typename Winner::Stored>& a, int64_t begin, int64_t end) {
-  const MaxPool2dRows<T, Winner, kKeepWinner> pool(a);
-  const int64_t P = a.shape.P, C = a.shape.C;
-  for (int64_t row = begin; row < end; ++row) {
-    if (a.channels_last) {
-      pool.channels_last_row(row / P, row % P);
-    } else {
-      pool.plane_row(row / P / C, row / P % C, row % P);
+void channels_last_row(const ForwardOf<T, Winner>& a, int64_t n, int64_t p) {
+  using Block = BlockOfWindows<T, Winner, kKeepWinner>;
+  const Pool2dShape s = a.shape;
+  const bool in_registers = a.input.stride.c == 1 && Block::holds_taps_of(s);
+  const Block block(a);
+  const Range rows = taps_of_row(s, p);
+  for (int64_t q = 0; q < s.Q; ++q) {
+    const auto one = [&](int64_t c) { one_window<T, Winner, kKeepWinner>(a, n, c, p, q); };
+    const Range columns = taps_of_column(s, q);
+    const int64_t h = p * s.stride_h - s.pad_h, w = q * s.stride_w - s.pad_w;
+    const T* input = a.input.at(n, 0, h, w);
+    T* output = a.output.at(n, 0, p, q);
+    typename Winner::Stored* stored = kKeepWinner ? a.winner.at(n, 0, p, q) : nullptr;
+    typename Block::Taps nan{};
+    if (in_registers && columns.begin < columns.end) {
+      const auto whole = [&](int64_t c) CNNFAST_INLINE_LAMBDA {
+        nan |= block.template pool<1, 0>(rows, columns, input + c, h * s.W + w, output + c, stored + c);
+      };
+      for_each_block<Block::kWidth>(0, s.C, whole, one);
     }
+    if (!in_registers || columns.begin == columns.end || any_bit(nan))
+      for (int64_t c = 0; c < s.C; ++c) one(c);
+  }
+}
+
+// Output row p of one plane.
+template <class T, class Winner, bool kKeepWinner>
+void plane_row(const ForwardOf<T, Winner>& a, int64_t n, int64_t c, int64_t p) {
+  using Block = BlockOfWindows<T, Winner, kKeepWinner>;
+  const Pool2dShape s = a.shape;
+  const Block block(a);
+  const Range rows = taps_of_row(s, p);
+  const int64_t h = p * s.stride_h - s.pad_h, plane_origin = h * s.W - s.pad_w;
+  const T* input = a.input.at(n, c, h, -s.pad_w);
+  T* output = a.output.at(n, c, p, 0);
+  typename Winner::Stored* stored = kKeepWinner ? a.winner.at(n, c, p, 0) : nullptr;
+  typename Block::Taps nan{};
+  const auto one = [&](int64_t q) { one_window<T, Winner, kKeepWinner>(a, n, c, p, q); };
+  const auto whole = [&](auto step, int64_t q) CNNFAST_INLINE_LAMBDA {
+    constexpr int kStep = step.value;
+    nan |= block.template pool<kStep, kStep>(rows, {0, s.S}, input + q * kStep, plane_origin + q * kStep, output + q,
+                                             stored + q);
+  };
+  for_each_column<Block::kWidth>(s, Block::holds_taps_of(s) ? a.input.stride.w : 0, whole, one);
+  if (any_bit(nan))
+    for (int64_t q = 0; q < s.Q; ++q) one(q);
+}
+
+template <class T, class Winner, bool kKeepWinner>
+void max_pool2d_rows(const ForwardOf<T, Winner>& a, int64_t begin, int64_t end) {
+  const int64_t P = a.shape.P;
+  if (a.channels_last) {
+    for (int64_t row = begin; row < end; ++row) channels_last_row<T, Winner, kKeepWinner>(a, row / P, row % P);
+  } else {
+    for_each_plane_row(begin, end, a.shape.C, P,
+                       [&](int64_t n, int64_t c, int64_t p) { plane_row<T, Winner, kKeepWinner>(a, n, c, p); });
   }
 }
 
 template <class T, class Winner>
-void max_pool2d_forward(const MaxPool2dForward<T, typename Winner::Stored>& a, int64_t begin, int64_t end) {
+void max_pool2d_forward(const ForwardOf<T, Winner>& a, int64_t begin, int64_t end) {
   if (a.winner.data != nullptr) {
     max_pool2d_rows<T, Winner, true>(a, begin, end);
   } else {
@@ -204,20 +254,22 @@ void max_pool2d_forward(const MaxPool2dForward<T, typename Winner::Stored>& a, i
   }
 }
 
-// Adds the gradients of output channels [c_begin, c_end) of image n to their winners in `sum`, whose element (pixel,
-// c) is at pixel * pixel_stride + (c - c_begin). False if a winner lay outside the plane.
+// Adds the gradients of some channels of image n to their winners in `sum`, where they are adjacent and pixels
+// pixel_stride apart. False if a winner lay outside the plane.
 template <class T, class Winner>
-CNNFAST_INLINE bool add_to_winners(const MaxPool2dBackward<T, typename Winner::Stored>& a,
-                                   const typename Winner::Places& places, int64_t n, int64_t c_begin, int64_t c_end,
-                                   Compute<T>* sum, int64_t pixel_stride) {
+CNNFAST_INLINE bool add_to_winners(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t n,
+                                   int64_t first_channel, int64_t channels, Compute<T>* sum, int64_t pixel_stride) {
   const uint64_t pixels = static_cast<uint64_t>(a.shape.H * a.shape.W);
+  const Strides winner_step = a.winner.stride, grad_step = a.grad_output.stride;
   bool inside = true;
   for (int64_t p = 0; p < a.shape.P; ++p) {
+    const typename Winner::Stored* winner = a.winner.at(n, first_channel, p, 0);
+    const T* grad_output = a.grad_output.at(n, first_channel, p, 0);
     for (int64_t q = 0; q < a.shape.Q; ++q) {
-      for (int64_t c = c_begin; c < c_end; ++c) {
-        const int64_t place = places(p, q, *a.winner.at(n, c, p, q));
-        if (static_cast<uint64_t>(place) < pixels) {
-          sum[place * pixel_stride + c - c_begin] += load(a.grad_output.at(n, c, p, q));
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t place = places(p, q, winner[q * winner_step.w + c * winner_step.c]);
+        if (static_cast<uint64_t>(place) < pixels) [[likely]] {
+          sum[place * pixel_stride + c] += load(grad_output + q * grad_step.w + c * grad_step.c);
         } else {
           inside &= place == -1;
         }
@@ -227,35 +279,48 @@ CNNFAST_INLINE bool add_to_winners(const MaxPool2dBackward<T, typename Winner::S
   return inside;
 }
 
+// Planes: one channel a task, pixels adjacent.
 template <class T, class Winner>
-bool max_pool2d_backward(const MaxPool2dBackward<T, typename Winner::Stored>& a, int64_t begin, int64_t end,
-                         Compute<T>* scratch) {
+CNNFAST_INLINE bool backward_plane(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t task,
+                                   Compute<T>* scratch) {
+  const int64_t pixels = a.shape.H * a.shape.W;
+  T* grad_input = a.grad_input.data + task * pixels;
+  Compute<T>* sum = scratch;
+  if constexpr (sizeof(T) == sizeof(Compute<T>)) sum = grad_input;
+  for (int64_t i = 0; i < pixels; ++i) sum[i] = 0;
+  const bool inside = add_to_winners<T, Winner>(a, places, task / a.shape.C, task % a.shape.C, 1, sum, 1);
+  if constexpr (sizeof(T) != sizeof(Compute<T>))
+    for (int64_t i = 0; i < pixels; ++i) store(grad_input + i, sum[i]);
+  return inside;
+}
+
+// channels_last: a strip of channels a task.
+template <class T, class Winner>
+CNNFAST_INLINE bool backward_strip(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t task,
+                                   Compute<T>* scratch) {
   const Pool2dShape& s = a.shape;
-  const typename Winner::Places places(s);
-  const int64_t blocks = max_pool2d_backward_blocks(s, a.channels_last), strip = a.channels_last ? kMaxPoolStrip : 1;
-  const int64_t pixels = s.H * s.W, pixel_stride = a.channels_last ? s.C : 1;
+  const int64_t width = max_pool2d_strip(s), strips = ceil_div(s.C, width), pixels = s.H * s.W;
+  const int64_t n = task / strips, first = task % strips * width, channels = min(width, s.C - first);
+  T* grad_input = a.grad_input.data + n * pixels * s.C + first;
+  Compute<T>* sum = scratch;
+  int64_t pixel_stride = width;
+  if constexpr (sizeof(T) == sizeof(Compute<T>)) sum = grad_input, pixel_stride = s.C;
+  for (int64_t i = 0; i < pixels; ++i)
+    for (int64_t c = 0; c < channels; ++c) sum[i * pixel_stride + c] = 0;
+  const bool inside = add_to_winners<T, Winner>(a, places, n, first, channels, sum, pixel_stride);
+  if constexpr (sizeof(T) != sizeof(Compute<T>))
+    for (int64_t i = 0; i < pixels; ++i)
+      for (int64_t c = 0; c < channels; ++c) store(grad_input + i * s.C + c, sum[i * width + c]);
+  return inside;
+}
+
+template <class T, class Winner>
+bool max_pool2d_backward(const BackwardOf<T, Winner>& a, int64_t begin, int64_t end, Compute<T>* scratch) {
+  const typename Winner::Places places(a.shape);
   bool inside = true;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t n = task / blocks, c_begin = task % blocks * strip, c_end = min(c_begin + strip, s.C);
-    T* grad_input = a.grad_input.data + n * s.C * pixels + c_begin * (a.channels_last ? 1 : pixels);
-    const auto clear = [&](auto* sum, int64_t stride) {
-      for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        for (int64_t c = 0; c < c_end - c_begin; ++c) sum[pixel * stride + c] = 0;
-    };
-    const auto add = [&](Compute<T>* sum, int64_t stride) {
-      clear(sum, stride);
-      // In a plane the loop over channels is gone.
-      return a.channels_last ? add_to_winners<T, Winner>(a, places, n, c_begin, c_end, sum, stride)
-                             : add_to_winners<T, Winner>(a, places, n, c_begin, c_begin + 1, sum, stride);
-    };
-    if constexpr (sizeof(T) == sizeof(Compute<T>)) {
-      inside &= add(grad_input, pixel_stride);
-    } else {
-      inside &= add(scratch, strip);
-      for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        for (int64_t c = 0; c < c_end - c_begin; ++c)
-          store(grad_input + pixel * pixel_stride + c, scratch[pixel * strip + c]);
-    }
+    inside &= a.channels_last ? backward_strip<T, Winner>(a, places, task, scratch)
+                              : backward_plane<T, Winner>(a, places, task, scratch);
   }
   return inside;
 }

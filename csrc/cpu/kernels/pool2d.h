@@ -6,6 +6,9 @@
 
 #include "cpu/kernels/vec.h"
 
+// For a lambda that is the body of a hot loop.
+#define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
@@ -93,30 +96,45 @@ CNNFAST_INLINE void for_each_block(int64_t begin, int64_t end, const Block& bloc
   if (i < end) block(end - kWidth);
 }
 
-// The output columns all of whose taps lie inside the input.
-static inline Range inner_columns(const Pool2dShape& s) {
-  const int64_t begin = min(ceil_div(s.pad_w, s.stride_w), s.Q);
-  const int64_t last = s.W + s.pad_w - (s.dilation_w * (s.S - 1) + 1);  // largest q * stride_w that fits
-  const int64_t end = last < 0 ? 0 : min(last / s.stride_w + 1, s.Q);
-  return {begin, max(begin, end)};
-}
-
-// Calls whole(kStep as a type, q) for registers of output columns starting at q and one(q) for single columns, so
-// that all Q are covered; kStep is stride_w. `adjacent`: columns of input and output are adjacent in memory.
 template <int kStep>
 struct Step {
   static constexpr int value = kStep;
 };
+
+// Calls whole(Step<stride_w>, q) for registers of output columns from q on and one(q) for single columns, so that all
+// Q are covered. Registers take columns all of whose taps lie inside the input, where adjacent ones of its columns are
+// adjacent in memory and stride_w is a Step.
 template <int kWidth, class Whole, class One>
-CNNFAST_INLINE void for_each_column(const Pool2dShape& s, bool adjacent, const Whole& whole, const One& one) {
-  const Range inner = adjacent && s.stride_w <= 2 ? inner_columns(s) : Range{s.Q, s.Q};
+CNNFAST_INLINE void for_each_column(const Pool2dShape& s, int64_t column_stride, const Whole& whole, const One& one) {
+  Range inner{s.Q, s.Q};
+  const int64_t last = s.W + s.pad_w - s.dilation_w * (s.S - 1) - 1;  // the largest q * stride_w that fits
+  if (column_stride == 1 && s.stride_w <= 2 && last >= 0) {
+    const int64_t log2_stride = s.stride_w - 1;  // a division would cost as much as the row
+    inner.begin = min((s.pad_w + log2_stride) >> log2_stride, s.Q);
+    inner.end = max(inner.begin, min((last >> log2_stride) + 1, s.Q));
+  }
   for (int64_t q = 0; q < inner.begin; ++q) one(q);
   if (s.stride_w == 1) {
-    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) { whole(Step<1>{}, q); }, one);
+    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Step<1>{}, q); }, one);
   } else {
-    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) { whole(Step<2>{}, q); }, one);
+    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Step<2>{}, q); }, one);
   }
   for (int64_t q = inner.end; q < s.Q; ++q) one(q);
+}
+
+// Calls row(n, c, h) for rows [begin, end) of N * C * rows_per_plane.
+template <class Row>
+void for_each_plane_row(int64_t begin, int64_t end, int64_t channels, int64_t rows_per_plane, const Row& row) {
+  int64_t plane = begin / rows_per_plane, h = begin % rows_per_plane;
+  int64_t n = plane / channels, c = plane % channels;
+  for (int64_t i = begin; i < end; ++i) {
+    row(n, c, h);
+    if (++h < rows_per_plane) continue;
+    h = 0;
+    if (++c < channels) continue;
+    c = 0;
+    ++n;
+  }
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
