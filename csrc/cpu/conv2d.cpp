@@ -19,8 +19,8 @@ Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::opti
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, const IntList& stride, const IntList& padding,
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   const IntList& stride, const IntList& padding,
                                                    const IntList& dilation, int64_t groups,
                                                    const std::vector<bool>& output_mask) {
   const char* op = "conv2d_backward";

@@ -44,7 +44,10 @@ static inline GatherAxis forward_axis(int64_t size, int64_t outputs, int64_t str
 }
 
 static inline GatherConv forward_gather(const Conv2dShape& s) {
-  return {s.N, s.G, s.K / s.G, s.C / s.G,
+  return {s.N,
+          s.G,
+          s.K / s.G,
+          s.C / s.G,
           forward_axis(s.H, s.P, s.stride_h, s.pad_top, s.dilation_h, s.R),
           forward_axis(s.W, s.Q, s.stride_w, s.pad_left, s.dilation_w, s.S)};
 }
@@ -62,12 +65,15 @@ static inline GatherAxis backward_axis(int64_t input_size, int64_t output_size, 
   int64_t period = 1;
   while (period * dilation % stride != 0) ++period;
   const int64_t taps = (kernel - 1 - first) / period + 1, last = first + (taps - 1) * period;
-  return {output_size, outputs, 1, (residue + padding - last * dilation) / stride, period * dilation / stride,
+  return {output_size, outputs, 1,      (residue + padding - last * dilation) / stride, period * dilation / stride,
           taps,        last,    -period};
 }
 
 static inline GatherConv backward_gather(const Conv2dShape& s, int64_t residue_h, int64_t residue_w) {
-  return {s.N, s.G, s.C / s.G, s.K / s.G,
+  return {s.N,
+          s.G,
+          s.C / s.G,
+          s.K / s.G,
           backward_axis(s.H, s.P, s.stride_h, s.pad_top, s.dilation_h, s.R, residue_h),
           backward_axis(s.W, s.Q, s.stride_w, s.pad_left, s.dilation_w, s.S, residue_w)};
 }
@@ -85,8 +91,8 @@ struct GatherPlan {
   int64_t channels, channel_blocks;  // source channels summed at a time
   int64_t panels, panel_blocks;      // panels of output channels, and the groups of them that are tasks
   int64_t tasks;
-  int64_t packed_weight;             // elements, all groups
-  size_t scratch_bytes;              // of one task
+  int64_t packed_weight;  // elements, all groups
+  size_t scratch_bytes;   // of one task
 };
 
 // The same for the weight gradient: tasks are (slice of the pixel blocks, group, block of M, block of C).
@@ -94,9 +100,9 @@ struct WeightGradPlan {
   PixelBlocks pixels;
   int64_t channels, channel_blocks;
   int64_t panels, panel_blocks;
-  int64_t slices;         // partial sums over the pixel blocks
-  int64_t blocks;         // G * panel_blocks * channel_blocks
-  int64_t block_size;     // elements of one block's partial sum
+  int64_t slices;      // partial sums over the pixel blocks
+  int64_t blocks;      // G * panel_blocks * channel_blocks
+  int64_t block_size;  // elements of one block's partial sum
   size_t scratch_bytes;
 };
 
@@ -109,8 +115,8 @@ struct Conv2dKernels {
   void (*pack_weight)(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight, Sum* packed,
                       int64_t index);
   // Computes one task's part of output (whose view is over the G * M channels and the [i, j] grid). bias may be null.
-  void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed,
-                 const T* bias, bool relu, View<T> output, void* scratch, int64_t task);
+  void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed, const T* bias,
+                 bool relu, View<T> output, void* scratch, int64_t task);
 
   WeightGradPlan (*weight_grad_plan)(const GatherConv& forward);
   // Sums one slice of one block (task = slice * blocks + block) into partial[task * block_size ...).

@@ -20,8 +20,8 @@ Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::opti
                       bool relu);
 
 // (grad_input, grad_weight, grad_bias); what `output_mask` does not ask for is undefined.
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, const IntList& stride, const IntList& padding,
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   const IntList& stride, const IntList& padding,
                                                    const IntList& dilation, int64_t groups,
                                                    const std::vector<bool>& output_mask);
 

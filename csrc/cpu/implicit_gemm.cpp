@@ -116,8 +116,7 @@ void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input
   }
   const Strides& w = grad_weight.stride;
   const GatherWeight<T> roles{grad_weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w};
-  parallel_tasks(plan.blocks,
-                 [&](int64_t block) { kernels.weight_grad_finish(conv, plan, partial, roles, block); });
+  parallel_tasks(plan.blocks, [&](int64_t block) { kernels.weight_grad_finish(conv, plan, partial, roles, block); });
 }
 
 template <class T>
@@ -140,10 +139,10 @@ void sum_over_pixels(int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> g
   }
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                       \
-  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool, View<T>);    \
-  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);   \
-  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);            \
+#define CNNFAST_INSTANTIATE(T)                                                                                     \
+  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool, View<T>);  \
+  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>); \
+  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);          \
   template void sum_over_pixels(int64_t, int64_t, int64_t, int64_t, View<const T>, T*);
 CNNFAST_INSTANTIATE(float)
 CNNFAST_INSTANTIATE(double)

@@ -13,7 +13,7 @@
 namespace cnnfast::CNNFAST_ISA {
 
 // Columns (tap, c) and output channels of a task: its sums, packed gradients and staged source stay in L2.
-constexpr int64_t kGradColumns = 576, kGradChannels = 128, kGradPanels = 16;
+constexpr int64_t kGradColumns = 576, kGradChannels = 128, kGradPanels = 22;
 
 static inline int64_t column_panels(const GatherConv& conv, int64_t channels, int64_t width) {
   return ceil_div(channels * conv.taps(), width);
@@ -22,9 +22,9 @@ static inline int64_t column_panels(const GatherConv& conv, int64_t channels, in
 template <class A>
 struct WeightGradScratch {
   PixelRun* runs;
-  LaneRun* lanes;        // runs of columns, of all panels
-  int64_t* panel_runs;   // where each panel's runs begin
-  int64_t* pixels;       // of each pixel, its place in the staged source
+  LaneRun* lanes;       // runs of columns, of all panels
+  int64_t* panel_runs;  // where each panel's runs begin
+  int64_t* pixels;      // of each pixel, its place in the staged source
   A *staged, *panel, *gradient;
   size_t bytes;
 
@@ -52,8 +52,8 @@ static WeightGradPlan weight_grad_plan(const GatherConv& conv) {
   plan.panels = RowPanels(conv.M).count;
   plan.panel_blocks = max(ceil_div(plan.panels, kGradPanels), int64_t{1});
   plan.blocks = conv.G * plan.panel_blocks * plan.channel_blocks;
-  plan.block_size = ceil_div(plan.panels, plan.panel_blocks) * kTileSize<A> *
-                    column_panels(conv, plan.channels, kPanelWidth<A>);
+  plan.block_size =
+      ceil_div(plan.panels, plan.panel_blocks) * kTileSize<A> * column_panels(conv, plan.channels, kPanelWidth<A>);
   const int64_t bytes = plan.blocks * plan.block_size * static_cast<int64_t>(sizeof(A));
   plan.slices = min(reduction_slices(plan.pixels.count, bytes), ceil_div(kTasks, max(plan.blocks, int64_t{1})));
   plan.slices = max(plan.slices, int64_t{1});
@@ -101,6 +101,15 @@ static int64_t columns_to_panels(const WeightGradScratch<A>& scratch, const Gath
   return ceil_div(column, kPanelWidth<A>);
 }
 
+// to[q * kRows + k] = from[channel k, pixel q]
+template <int kRows, class T>
+static void copy_rows(const T* from, const Strides& stride, int64_t pixels, Compute<T>* to) {
+  for (int64_t q = 0; q < pixels; ++q, from += stride.w, to += kRows) {
+#pragma GCC unroll 6
+    for (int k = 0; k < kRows; ++k) to[k] = load(from + k * stride.c);
+  }
+}
+
 template <class T>
 static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View<const T> input,
                         View<const T> grad_output, Compute<T>* partial, void* memory, int64_t task) {
@@ -126,8 +135,12 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
       for (int64_t p = block.panel_begin; p < block.panel_end; ++p) {
         const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
         A* to = s.gradient + (p - block.panel_begin) * kTileRows * depth + run->first * rows;
-        copy_block(grad_output.at(run->n, m, run->i, run->j), grad_output.stride.c, grad_output.stride.w, to, rows,
-                   rows, run->count);
+        const T* from = grad_output.at(run->n, m, run->i, run->j);
+        if (rows == kTileRows) {  // a trip count known to the compiler
+          copy_rows<kTileRows>(from, grad_output.stride, run->count, to);
+        } else {
+          copy_block(from, grad_output.stride.c, grad_output.stride.w, to, rows, rows, run->count);
+        }
       }
     }
     A* tile = sums;
@@ -135,8 +148,8 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
       const int64_t first = s.panel_runs[column];
       pack_panel(s.staged, s.pixels, depth, s.lanes + first, s.panel_runs[column + 1] - first, s.panel);
       for (int64_t p = block.panel_begin; p < block.panel_end; ++p, tile += kTileSize<A>) {
-        multiply(panels.begin(p + 1) - panels.begin(p), depth,
-                 s.gradient + (p - block.panel_begin) * kTileRows * depth, s.panel, tile, pixel_block > begin);
+        multiply(panels.begin(p + 1) - panels.begin(p), depth, s.gradient + (p - block.panel_begin) * kTileRows * depth,
+                 s.panel, tile, pixel_block > begin);
       }
     }
   }
@@ -153,15 +166,21 @@ static void weight_grad_finish(const GatherConv& conv, const WeightGradPlan& pla
     const A* more = sums + slice * plan.blocks * plan.block_size;
     for (int64_t i = 0; i < plan.block_size; ++i) sums[i] += more[i];
   }
-  const int64_t columns = block.channels * conv.taps(), panel_count = block.panel_end - block.panel_begin;
-  T* to = grad_weight.data + block.g * grad_weight.group + block.c * grad_weight.c;
-  for (int64_t column = 0; column < columns; ++column) {
-    const int64_t tap = column / block.channels, c = column % block.channels;
-    const int64_t at = c * grad_weight.c + tap / conv.w.taps * grad_weight.r + tap % conv.w.taps * grad_weight.s;
-    const A* tile = sums + column / kPanelWidth<A> * panel_count * kTileSize<A> + column % kPanelWidth<A>;
-    for (int64_t p = block.panel_begin; p < block.panel_end; ++p, tile += kTileSize<A>) {
-      const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
-      for (int64_t r = 0; r < rows; ++r) store(to + at + (m + r) * grad_weight.m, tile[r * kPanelWidth<A>]);
+  // Row by row, so that the writes stay within one output channel's weights.
+  const int64_t panel_count = block.panel_end - block.panel_begin;
+  for (int64_t p = block.panel_begin; p < block.panel_end; ++p) {
+    for (int64_t m = panels.begin(p); m < panels.begin(p + 1); ++m) {
+      const A* row = sums + (p - block.panel_begin) * kTileSize<A> + (m - panels.begin(p)) * kPanelWidth<A>;
+      int64_t column = 0;
+      for (int64_t r = 0; r < conv.h.taps; ++r) {
+        for (int64_t s = 0; s < conv.w.taps; ++s) {
+          T* to = grad_weight.data + block.g * grad_weight.group + m * grad_weight.m + block.c * grad_weight.c +
+                  r * grad_weight.r + s * grad_weight.s;
+          for (int64_t c = 0; c < block.channels; ++c, ++column, to += grad_weight.c) {
+            store(to, row[column / kPanelWidth<A> * panel_count * kTileSize<A> + column % kPanelWidth<A>]);
+          }
+        }
+      }
     }
   }
 }
@@ -210,8 +229,8 @@ static void bias_grad(View<const T> grad_output, int64_t P, int64_t Q, int64_t b
 
 template <class T>
 constexpr Conv2dKernels<T> conv2d_kernels() {
-  return {gather_plan<Compute<T>>, pack_weight<T>, gather<T>, weight_grad_plan<Compute<T>>, weight_grad<T>,
-          weight_grad_finish<T>, bias_grad<T>};
+  return {gather_plan<Compute<T>>, pack_weight<T>,        gather<T>,   weight_grad_plan<Compute<T>>,
+          weight_grad<T>,          weight_grad_finish<T>, bias_grad<T>};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -37,9 +37,9 @@ static inline PixelBlocks cut_pixels(const GatherConv& conv, int64_t size, int64
 template <class A>
 struct GatherScratch {
   PixelRun* runs;
-  LaneRun* lanes;         // of all panels, one after another
-  int64_t* outputs;       // of each run of lanes, its offset in the output
-  int64_t* panel_runs;    // where each panel's runs begin
+  LaneRun* lanes;       // of all panels, one after another
+  int64_t* outputs;     // of each run of lanes, its offset in the output
+  int64_t* panel_runs;  // where each panel's runs begin
   int64_t* depth_offsets;
   A *staged, *panel, *tiles;
   size_t bytes;
@@ -151,7 +151,9 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun* lane
     for (int64_t i = 0; i < count; ++i) {
       const A* from = tile + r * kPanelWidth<A> + lanes[i].lane;
       T* to = output + r * stride.c + outputs[i];
-      if (stride.w == 1) {
+      if (stride.w == 1 && lanes[i].count == kPanelWidth<A>) {  // a trip count known to the compiler
+        for (int l = 0; l < kPanelWidth<A>; ++l) store(to + l, finish(from[l] + shift));
+      } else if (stride.w == 1) {
         for (int64_t l = 0; l < lanes[i].count; ++l) store(to + l, finish(from[l] + shift));
       } else {
         for (int64_t l = 0; l < lanes[i].count; ++l) store(to + l * stride.w, finish(from[l] + shift));

@@ -50,12 +50,18 @@ template <class A>
 static void multiply(int64_t rows, int64_t depth, const A* a, const A* b, A* tile, bool accumulate) {
   static_assert(kTileRows == 6);
   switch (rows) {
-    case 1: return multiply_rows<A, 1>(depth, a, b, tile, accumulate);
-    case 2: return multiply_rows<A, 2>(depth, a, b, tile, accumulate);
-    case 3: return multiply_rows<A, 3>(depth, a, b, tile, accumulate);
-    case 4: return multiply_rows<A, 4>(depth, a, b, tile, accumulate);
-    case 5: return multiply_rows<A, 5>(depth, a, b, tile, accumulate);
-    default: return multiply_rows<A, 6>(depth, a, b, tile, accumulate);
+    case 1:
+      return multiply_rows<A, 1>(depth, a, b, tile, accumulate);
+    case 2:
+      return multiply_rows<A, 2>(depth, a, b, tile, accumulate);
+    case 3:
+      return multiply_rows<A, 3>(depth, a, b, tile, accumulate);
+    case 4:
+      return multiply_rows<A, 4>(depth, a, b, tile, accumulate);
+    case 5:
+      return multiply_rows<A, 5>(depth, a, b, tile, accumulate);
+    default:
+      return multiply_rows<A, 6>(depth, a, b, tile, accumulate);
   }
 }
 
