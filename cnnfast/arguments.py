@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-IntOrPair = int | Sequence[int]
+IntOrPair = int | list[int] | tuple[int, ...]
 Pair = tuple[int, int]
 
 

@@ -46,6 +46,8 @@ class Op(Function):
     lower_precision: ClassVar[bool] = False
     #: The public op's arguments -> its results.
     compute: ClassVar[Callable[..., Any]]
+    #: (ctx, the arguments, the results): keeps what backward needs.
+    save: ClassVar[Callable[..., None]]
     #: As ``compute``, without the results that only backward needs.
     infer: ClassVar[Callable[..., Any]]
 
@@ -58,7 +60,7 @@ class Op(Function):
             cls.save(ctx, args, output)
             return output
 
-        cls.forward = staticmethod(forward)
+        cls.forward = staticmethod(forward)  # type: ignore[method-assign]
 
 
 class Conv2d(Op):
@@ -68,8 +70,8 @@ class Conv2d(Op):
     lower_precision = True
 
     @staticmethod
-    def compute(input, weight, bias, stride, padding, dilation, groups):
-        return _conv2d_forward(input, weight, bias, stride, padding, dilation, groups, False)
+    def compute(*args: Any) -> Tensor:
+        return _conv2d_forward(*args, False)
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -89,8 +91,8 @@ class Conv2dReLU(Op):
     lower_precision = True
 
     @staticmethod
-    def compute(input, weight, bias, stride, padding, dilation, groups):
-        return _conv2d_forward(input, weight, bias, stride, padding, dilation, groups, True)
+    def compute(*args: Any) -> Tensor:
+        return _conv2d_forward(*args, True)
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,11 +112,11 @@ class Conv2dReLUMaxPool2d(Op):
     lower_precision = True
 
     @staticmethod
-    def compute(*args):
+    def compute(*args: Any) -> Any:
         return _conv2d_relu_max_pool2d_forward(*args, True)
 
     @staticmethod
-    def infer(*args):
+    def infer(*args: Any) -> Any:
         return _conv2d_relu_max_pool2d_forward(*args, False)
 
     @staticmethod
@@ -132,8 +134,9 @@ class Conv2dReLUMaxPool2d(Op):
         mask = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             conv, pool = ctx.options[:4], ctx.options[4:8]
-            grad = _scatter(grad_output, *_winners(code, input, weight, conv, pool))
-            grads = _convolution_backward(grad, input, weight, *conv, mask)
+            size = conv_output_size(input, weight, *conv[:3])
+            grad = _scatter(grad_output, _winners(code, size[1], *pool), size)
+            grads = _convolution_backward(grad, input, weight, conv, mask)
         else:
             grads = _conv2d_relu_max_pool2d_backward(grad_output, code, input, weight, *ctx.options, mask)
         return *_masked(grads, mask), *nones
@@ -182,11 +185,11 @@ class MaxPool2d(Op):
     name = "max_pool2d"
 
     @staticmethod
-    def compute(*args):
+    def compute(*args: Any) -> Any:
         return _max_pool2d_forward(*args, True)
 
     @staticmethod
-    def infer(*args):
+    def infer(*args: Any) -> Any:
         return _max_pool2d_forward(*args, False)
 
     @staticmethod
@@ -200,8 +203,9 @@ class MaxPool2d(Op):
         nones = (None,) * 5
         if grad_output is None:
             return None, *nones
+        (indices,) = ctx.saved_tensors
         backward = _scatter if torch.is_grad_enabled() else _max_pool2d_backward
-        return backward(grad_output, *ctx.saved_tensors, ctx.input_size), *nones
+        return backward(grad_output, indices, ctx.input_size), *nones
 
 
 class AvgPool2d(Op):
@@ -255,14 +259,16 @@ def _relu_grad(grad_output: Tensor, output: Tensor) -> Tensor:
 
 def _conv2d_grads(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) -> Grads:
     mask = ctx.needs_input_grad[:3]
-    backward = _convolution_backward if torch.is_grad_enabled() else _conv2d_backward
-    return *_masked(backward(grad_output, input, weight, *ctx.options, mask), mask), None, None, None, None
+    if torch.is_grad_enabled():
+        grads = _convolution_backward(grad_output, input, weight, ctx.options, mask)
+    else:
+        grads = _conv2d_backward(grad_output, input, weight, *ctx.options, mask)
+    return *_masked(grads, mask), None, None, None, None
 
 
-def _convolution_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int, mask: Any
-) -> Grads:
+def _convolution_backward(grad_output: Tensor, input: Tensor, weight: Tensor, options: Any, mask: Any) -> Grads:
     """conv2d_backward in torch's differentiable ops."""
+    stride, padding, dilation, groups = options
     top, bottom, left, right = padding
     common = (min(top, bottom), min(left, right))
     extra = (left - common[1], right - common[1], top - common[0], bottom - common[0])
@@ -271,7 +277,7 @@ def _convolution_backward(
     grad_input, grad_weight, grad_bias = _aten_convolution_backward(
         grad_output, padded, weight, stride, common, dilation, False, (0, 0), groups, mask
     )
-    if mask[0] and any(extra):
+    if grad_input is not None and any(extra):
         grad_input = F.pad(grad_input, [-size for size in extra])
     return grad_input, grad_weight, grad_bias
 
@@ -296,7 +302,7 @@ def _aten_convolution_backward(
     grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad_output, input, weight, channels, stride, padding, dilation, transposed, output_padding, groups, list(mask)
     )
-    if single and mask[0]:
+    if single and grad_input is not None:
         grad_input = grad_input.squeeze(0)
     return grad_input, grad_weight, grad_bias
 
@@ -311,17 +317,13 @@ def _scatter(grad_output: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     return dense.scatter_add(-1, index.clamp(min=0).flatten(-2), grad).unflatten(-1, tuple(size))
 
 
-def _winners(code: Tensor, input: Tensor, weight: Tensor, conv: Any, pool: Any) -> tuple[Tensor, tuple[int, int]]:
-    """The winners of the fused op's windows as ``_scatter`` takes them, and the size of the un-pooled map."""
-    stride, padding, dilation, _ = conv
-    kernel_size, pool_stride, pool_padding, pool_dilation = pool
-    size = conv_output_size(input, weight, stride, padding, dilation)
-    position = []
-    for d, tap in enumerate((code // kernel_size[1], code % kernel_size[1])):
-        origin = torch.arange(code.shape[d - 2], device=code.device) * pool_stride[d] - pool_padding[d]
-        position.append(origin.view(-1, 1) if d == 0 else origin)
-        position[d] = position[d] + tap.long() * pool_dilation[d]
-    return torch.where(code == _CLIPPED, -1, position[0] * size[1] + position[1]), size
+def _winners(code: Tensor, width: int, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """The winners of the fused op's windows as ``_scatter`` takes them; ``width`` is that of the un-pooled map."""
+    rows, columns = (torch.arange(code.shape[d - 2], device=code.device) * stride[d] - padding[d] for d in (0, 1))
+    tap = code.long()
+    h = rows.view(-1, 1) + tap // kernel_size[1] * dilation[0]
+    w = columns + tap % kernel_size[1] * dilation[1]
+    return torch.where(code == _CLIPPED, -1, h * width + w)
 
 
 def conv_output_size(input: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:

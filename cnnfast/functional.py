@@ -11,7 +11,7 @@ or dtypes, with a message ``op: rule, but got name=value``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +202,19 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     return _run("relu", (input,), ())
 
 
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
 def max_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,
@@ -210,7 +223,18 @@ def max_pool2d(
     dilation: IntOrPair = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any: ...
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """Maximum of each window, as :func:`torch.nn.functional.max_pool2d`. NaN wins its window.
 
     Args:
@@ -232,7 +256,8 @@ def max_pool2d(
     """
     name = "max_pool2d"
     if not own(name, input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return F.max_pool2d(input, *options)
     kernel_size = pair(name, "kernel_size", kernel_size)
     options = (
         kernel_size,
@@ -296,9 +321,7 @@ def _conv_options(
     return stride, conv_padding(name, padding, weight, stride, dilation), dilation, check_int(name, "groups", groups)
 
 
-def _run(
-    name: str, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False
-) -> Any:
+def _run(name: str, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False) -> Any:
     """Runs an own kernel the way this caller needs it: traced, with gradient, or without."""
     if torch.compiler.is_compiling():
         return autograd.PUBLIC[name](*tensors, *options)

@@ -21,7 +21,9 @@ def _load(stem: str) -> tuple[Path | None, str | None]:
     try:
         torch.ops.load_library(str(found[0]))
     except Exception as error:  # whatever the dynamic loader or torch's registration finds wrong
-        return found[0], f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
+        # torch names the file only; the loader's own words are behind it.
+        reason = error.__cause__ or error
+        return found[0], f"{found[0].name} cannot be loaded into torch {torch.__version__}: {reason}"
     return found[0], None
 
 

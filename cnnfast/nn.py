@@ -101,8 +101,15 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """:class:`torch.nn.ConvTranspose2d` on :func:`cnnfast.functional.conv_transpose2d`; ``output_size`` included."""
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        assert isinstance(self.padding, tuple)  # torch's constructor takes no padding by name here
         output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+            input,
+            None if output_size is None else list(output_size),
+            list(self.stride),
+            list(self.padding),
+            list(self.kernel_size),
+            2,
+            list(self.dilation),
         )
         return functional.conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation

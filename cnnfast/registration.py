@@ -7,7 +7,7 @@ alone (csrc/checks.h).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,24 +50,53 @@ def _pooled_size(size: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dil
     return result
 
 
-def _conv2d(input, weight, bias, stride, padding, dilation, groups, relu=False):
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    relu: bool = False,
+) -> Tensor:
     size = conv_output_size(input, weight, stride, padding, dilation)
     return _image(input, weight.shape[0], size, _channels_last(input) or _channels_last(weight))
 
 
 def _conv2d_relu_max_pool2d(
-    input, weight, bias, stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding, pool_dilation,
-    ceil_mode, return_code=True,
-):  # fmt: skip
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    kernel_size: Ints,
+    pool_stride: Ints,
+    pool_padding: Ints,
+    pool_dilation: Ints,
+    ceil_mode: bool,
+    return_code: bool = True,
+) -> tuple[Tensor, Tensor]:
     size = conv_output_size(input, weight, stride, padding, dilation)
-    size = _pooled_size(size, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    pooled = _pooled_size(size, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
     channels_last = _channels_last(input) or _channels_last(weight)
-    output = _image(input, weight.shape[0], size, channels_last)
+    output = _image(input, weight.shape[0], pooled, channels_last)
     code = torch.empty_like(output, dtype=torch.uint8) if return_code else input.new_empty(0, dtype=torch.uint8)
     return output, code
 
 
-def _conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation):
+def _conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    groups: int,
+    dilation: Ints,
+) -> Tensor:
     size = [
         (input.shape[d - 2] - 1) * stride[d]
         - 2 * padding[d]
@@ -79,7 +108,8 @@ def _conv_transpose2d(input, weight, bias, stride, padding, output_padding, grou
     return _image(input, weight.shape[1] * groups, size, _channels_last(input) or _channels_last(weight))
 
 
-def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, output_mask: Sequence[bool]) -> Any:
+def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, *options: Any) -> Any:
+    output_mask = options[-1]
     channels_last = _channels_last(input) or _channels_last(weight)
     grad_input = _image(input, input.shape[-3], input.shape[-2:], channels_last) if output_mask[0] else None
     grad_weight = _image(weight, weight.shape[1], weight.shape[2:], channels_last) if output_mask[1] else None
@@ -87,35 +117,43 @@ def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, output_ma
     return grad_input, grad_weight, grad_bias
 
 
-def _relu(input):
+def _relu(input: Tensor) -> Tensor:
     return torch.empty_like(input)
 
 
-def _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True):
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    ceil_mode: bool,
+    return_indices: bool = True,
+) -> tuple[Tensor, Tensor]:
     size = _pooled_size(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
     output = _image(input, input.shape[-3], size, _channels_last(input))
     indices = torch.empty_like(output, dtype=torch.int64) if return_indices else input.new_empty(0, dtype=torch.int64)
     return output, indices
 
 
-def _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+def _avg_pool2d(
+    input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, ceil_mode: bool, *divisor: Any
+) -> Tensor:
     size = _pooled_size(input.shape[-2:], kernel_size, stride, padding, (1, 1), ceil_mode)
     return _image(input, input.shape[-3], size, _channels_last(input))
 
 
-_FAKE = {
+_FAKE: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_forward": _conv2d,
     "conv2d_relu": _conv2d,
-    "conv2d_backward": lambda grad, input, weight, *args: _conv_backward(grad, input, weight, args[-1]),
+    "conv2d_backward": _conv_backward,
     "conv_transpose2d": _conv_transpose2d,
     "conv_transpose2d_forward": _conv_transpose2d,
-    "conv_transpose2d_backward": lambda grad, input, weight, *args: _conv_backward(grad, input, weight, args[-1]),
+    "conv_transpose2d_backward": _conv_backward,
     "conv2d_relu_max_pool2d": _conv2d_relu_max_pool2d,
     "conv2d_relu_max_pool2d_forward": _conv2d_relu_max_pool2d,
-    "conv2d_relu_max_pool2d_backward": lambda grad, code, input, weight, *args: (
-        *_conv_backward(grad, input, weight, args[-1]),
-    ),
+    "conv2d_relu_max_pool2d_backward": lambda grad_output, code, *args: _conv_backward(grad_output, *args),
     "relu": _relu,
     "relu_forward": _relu,
     "relu_backward": lambda grad_output, output: torch.empty_like(output),

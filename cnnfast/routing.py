@@ -73,13 +73,14 @@ def own(op: str, *tensors: Tensor | None) -> bool:
 def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
     compiling = torch.compiler.is_compiling()
     for position, tensor in enumerate(tensors):
-        if tensor is None and position == 2:  # bias
-            continue
+        if tensor is None:
+            if position == 2:  # bias
+                continue
+            raise _wrong_type(op, position, tensor)
         # Tracing shows fake tensors as what they stand for.
         if type(tensor) not in _PLAIN_TYPES and not compiling:
             if not hasattr(type(tensor), "__torch_function__"):
-                name = ("input", "weight", "bias")[position]
-                raise TypeError(f"{op}: {name} must be a Tensor, but got {name}={type(tensor).__name__}")
+                raise _wrong_type(op, position, tensor)
             return SUBCLASS
         # is_cpu first: making a device object costs more than the rest of this loop.
         dtypes = _CPU if tensor.is_cpu else KERNELS.get(tensor.device.type)
@@ -103,6 +104,11 @@ def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
     if torch._C._get_tracing_state() is not None:
         return TRACING
     return None
+
+
+def _wrong_type(op: str, position: int, value: object) -> TypeError:
+    name = ("input", "weight", "bias")[position]
+    return TypeError(f"{op}: {name} must be a Tensor, but got {name}={type(value).__name__}")
 
 
 def to_torch(op: str, reason: Reason) -> None:
@@ -149,6 +155,8 @@ def table() -> dict[str, Any]:
     """op -> device type -> the dtypes its own kernels take; empty where the library did not load."""
     devices = {} if library.load_error else KERNELS
     return {
-        op: {device: sorted(str(dtype).removeprefix("torch.") for dtype in dtypes) for device, dtypes in devices.items()}
+        op: {
+            device: sorted(str(dtype).removeprefix("torch.") for dtype in dtypes) for device, dtypes in devices.items()
+        }
         for op in OPS
     }

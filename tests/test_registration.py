@@ -1,0 +1,165 @@
+"""The public ops as torch.compile, torch.export and direct callers meet them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_calls import CALLS, Call, one_of_each
+from torch import Tensor, nn
+
+import cnnfast
+from cnnfast import autograd
+
+every_call = pytest.mark.parametrize("call", CALLS, ids=str)
+every_op = pytest.mark.parametrize("call", one_of_each(), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    """Each test compiles for itself; the limit on recompilations counts over the whole process."""
+    torch.compiler.reset()
+
+
+def _public_arguments(call: Call, tensors: list[Tensor | None], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """What the functional passes to the public op."""
+    seen: list[tuple[Any, ...]] = []
+
+    def public(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return autograd.OPS[call.op].compute(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        patch.setitem(autograd.PUBLIC, call.op, public)
+        call.ours(*tensors)
+    return seen[0]
+
+
+@every_call
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_opcheck(call: Call, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = call.tensors(torch.float32)
+    if memory_format == torch.channels_last:
+        if tensors[0].dim() != 4:
+            pytest.skip("channels_last is a layout of 4 dimensions")
+        tensors[0] = tensors[0].detach().contiguous(memory_format=memory_format).requires_grad_()
+    arguments = _public_arguments(call, tensors, monkeypatch)
+    # Dynamic shapes trace each call a second time; once per op, below, is enough.
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils=utilities)
+
+
+@every_op
+def test_opcheck_traced(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = _public_arguments(call, call.tensors(torch.float32), monkeypatch)
+    torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_fake_and_real_results_agree(call: Call, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = _public_arguments(call, call.tensors(dtype), monkeypatch)
+    torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_faketensor")
+
+
+class Everything(nn.Module):
+    """Every op of the library once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            cnnfast.ConvReLUMaxPool2d(2, 4, 3, padding="same"),
+            cnnfast.Conv2d(4, 4, 3, padding=1, groups=2),
+            cnnfast.ReLU(),
+            cnnfast.MaxPool2d(2),
+            cnnfast.ConvTranspose2d(4, 3, 2, stride=2),
+            cnnfast.AvgPool2d(2),
+            cnnfast.ConvReLU2d(3, 2, 1),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.layers(input)
+
+
+def _gradients(model: nn.Module, run: Any, input: Tensor) -> list[Tensor]:
+    input = input.clone().requires_grad_()
+    output = run(input)
+    return [output, *torch.autograd.grad(output.square().sum(), [input, *model.parameters()])]
+
+
+def test_compile_without_graph_break() -> None:
+    torch.manual_seed(0)
+    model = Everything()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (3, 5):
+        input = torch.randn(batch, 2, 8, 8)
+        torch.testing.assert_close(_gradients(model, compiled, input), _gradients(model, model, input))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(input), model(input))
+
+
+def test_compile_counts_nothing() -> None:
+    cnnfast.fallbacks(reset=True)
+    relu = torch.compile(cnnfast.functional.relu, fullgraph=True, backend="aot_eager")
+    assert torch.equal(relu(torch.tensor([-1, 2])), torch.tensor([0, 2]))
+    assert cnnfast.fallbacks() == {}
+
+
+def test_export_holds_the_public_ops() -> None:
+    model = Everything().eval()
+    input = torch.randn(2, 2, 8, 8)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (input,), dynamic_shapes=({0: batch},))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    for op in autograd.OPS:
+        assert f"cnnfast.{op}.default" in targets
+    other = torch.randn(3, 2, 8, 8)
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+@every_op
+def test_public_op_differentiates(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = call.tensors()
+    arguments = _public_arguments(call, tensors, monkeypatch)
+    output = autograd.PUBLIC[call.op](*arguments)
+    output = output[0] if isinstance(output, tuple) else output
+    grad = torch.randn_like(output)
+    actual = torch.autograd.grad(output, tensors, grad)
+    torch.testing.assert_close(actual, torch.autograd.grad(call.theirs(*tensors), tensors, grad))
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_as_torch(call: Call, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = call.tensors(torch.float32)
+    arguments = _public_arguments(call, tensors, monkeypatch)
+    with torch.autocast("cpu", dtype=dtype):
+        expected = call.theirs(*tensors)
+        eager = call.ours(*tensors)
+        public = autograd.PUBLIC[call.op](*arguments)
+        compiled = torch.compile(call.ours, fullgraph=True, backend="aot_eager")(*tensors)
+    for actual in (eager, public[0] if isinstance(public, tuple) else public, compiled):
+        assert actual.dtype == expected.dtype
+        # Wide, for torch's sake: its transposed convolution sums in 16 bits.
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+    # Gradients come back in the dtype of the leaves.
+    gradients = torch.autograd.grad(eager.sum(), tensors)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    call = next(call for call in CALLS if call.op == "conv2d")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert call.ours(*call.tensors()).dtype == call.theirs(*call.tensors()).dtype == torch.float64
+
+
+def test_every_schema_has_a_fake_kernel() -> None:
+    names = {name.removeprefix("cnnfast::").split(".")[0] for name in torch._C._dispatch_get_all_op_names()
+             if name.startswith("cnnfast::")}  # fmt: skip
+    without_tensors = {"cpu_info", "set_cpu_isa", "fma_peak"}
+    for name in names - without_tensors:
+        overload = getattr(torch.ops.cnnfast, name).default
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "Meta"), name
+    assert len(names) >= 2 * len(autograd.OPS)
