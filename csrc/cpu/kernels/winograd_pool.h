@@ -82,7 +82,7 @@ CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, 
 }
 
 template <int kVectors>
-void multiply(int64_t C, int64_t windows, const float* u, const float* v, float* m) {
+void multiply_elements(int64_t C, int64_t windows, const float* u, const float* v, float* m) {
   constexpr int64_t kLane = kLanes<float>;
   for (int element = 0; element < kTransformed; ++element) {
     const float* ue = u + element * C * kVectors * kLane;
@@ -170,7 +170,7 @@ void winograd_block(const DirectForward& job, const WidthInput& padded, const Wi
                     int64_t channels) {
   constexpr int64_t kLane = kLanes<float>;
   const int64_t plane = 2 * padded.rows * padded.half;
-  multiply<kVectors>(job.conv.C, windows, weight + kVectors * kLane, scratch.transformed, scratch.product);
+  multiply_elements<kVectors>(job.conv.C, windows, weight + kVectors * kLane, scratch.transformed, scratch.product);
   for (int64_t p = 0; p < windows; ++p, value += channels) {
     if (inverse_and_pool<kVectors>(scratch.product + p * kVectors * kLane, weight, value)) [[likely]]
       continue;
@@ -214,25 +214,35 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
   scatter_channels(scratch.value, channels, job.output, n, top, rows, job.pool);
 }
 
+// G g, one column of g: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2).
+CNNFAST_INLINE void filter_transform(const Vec<float> (&g)[3], Vec<float> (&u)[4]) {
+  const Vec<float> half = broadcast(0.5f), even = (g[0] + g[2]) * half, odd = g[1] * half;
+  u[0] = g[0];
+  u[1] = even + odd;
+  u[2] = even - odd;
+  u[3] = g[2];
+}
+
 // Bias, then U[16][C] = G g G^T, of each block of channels in turn; channels past K are zero.
 static void pack_winograd(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
-  constexpr float kG[4][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
-  const int64_t vectors = ceil_div(conv.K, kLanes<float>);
+  constexpr int64_t kLane = kLanes<float>;
+  const int64_t vectors = ceil_div(conv.K, kLane);
   for (int64_t vector = 0; vector < vectors;) {
     const int block = next_channel_block(vectors - vector);
-    const int64_t begin = vector * kLanes<float>, width = block * kLanes<float>;
+    const int64_t begin = vector * kLane, width = block * kLane;
     for (int64_t b = 0; b < width; ++b) *packed++ = begin + b < conv.K && bias != nullptr ? bias[begin + b] : 0.0f;
-    for (int64_t b = 0; b < width; ++b) {
-      for (int64_t c = 0; c < conv.C; ++c) {
-        float rows[4][3] = {};  // G g
-        if (begin + b < conv.K)
-          for (int i = 0; i < 4; ++i)
-            for (int s = 0; s < 3; ++s)
-              for (int r = 0; r < 3; ++r) rows[i][s] += kG[i][r] * *weight.at(begin + b, c, r, s);
-        for (int i = 0; i < 4; ++i)
-          for (int j = 0; j < 4; ++j)
-            packed[((i * 4 + j) * conv.C + c) * width + b] =
-                rows[i][0] * kG[j][0] + rows[i][1] * kG[j][1] + rows[i][2] * kG[j][2];
+    for (int64_t c = 0; c < conv.C; ++c) {
+      for (int64_t v = 0; v < width; v += kLane) {
+        Vec<float> g[3][3]{}, rows[3][4], u[4];  // g[s][r]; rows[s] = G g[s]
+        for (int64_t lane = 0; lane < min(kLane, conv.K - begin - v); ++lane)
+          for (int s = 0; s < 3; ++s)
+            for (int r = 0; r < 3; ++r) g[s][r][lane] = *weight.at(begin + v + lane, c, r, s);
+        for (int s = 0; s < 3; ++s) filter_transform(g[s], rows[s]);
+        for (int i = 0; i < 4; ++i) {
+          const Vec<float> row[3] = {rows[0][i], rows[1][i], rows[2][i]};
+          filter_transform(row, u);
+          for (int j = 0; j < 4; ++j) store_vec(packed + ((i * 4 + j) * conv.C + c) * width + v, u[j]);
+        }
       }
     }
     packed += kTransformed * conv.C * width;
