@@ -1,5 +1,9 @@
 // conv2d_forward and conv2d_backward on the CPU.
 #include "cpu/conv2d_launch.h"
+
+#include <type_traits>
+
+#include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
 
 namespace cnnfast {
@@ -13,8 +17,12 @@ Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::opti
   const Tensor dense_bias = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_forward<T>(s, view_of<const T>(input), view_of<const T>(weight),
-                             bias.has_value() ? data_of<const T>(dense_bias) : nullptr, relu, view_of<T>(output));
+    const auto x = view_of<const T>(input), w = view_of<const T>(weight);
+    const T* b = bias.has_value() ? data_of<const T>(dense_bias) : nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      if (direct_conv2d_forward(s, x, w, b, relu, view_of<T>(output))) return;
+    }
+    implicit_gemm_forward<T>(s, x, w, b, relu, view_of<T>(output));
   });
   return output;
 }

@@ -5,6 +5,7 @@
 #include "cpu/avg_pool2d.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/direct_conv2d.h"
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
@@ -27,7 +28,9 @@ struct CpuKernels {
   KernelsOf<double> f64;
   KernelsOf<bfloat16> bf16;
   KernelsOf<float16> f16;
-  ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;  // float32; other types go the general way
+  // float32 only; other types go the general way.
+  DirectConv2dKernels direct_conv2d;
+  ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;
   FmaPeakKernel fma_peak;
 
   template <class T>

@@ -6,6 +6,7 @@
 #include "cpu/kernels/avg_pool2d.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/direct_conv2d.h"
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
@@ -24,6 +25,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           kernels_of<double>(),
           kernels_of<bfloat16>(),
           kernels_of<float16>(),
+          direct_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),
           fma_peak_kernel()};
 }

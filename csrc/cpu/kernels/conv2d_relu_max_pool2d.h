@@ -28,8 +28,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
 
   const auto input_floats = [&](int64_t band) {
     if (width || winograd) return conv.C * 2 * WidthInput(conv, pool, band).rows * WidthInput(conv, pool, band).half;
-    const DirectInput padded(conv, pool, band);
-    return conv.C * padded.rows * padded.pitch;
+    return conv.C * pooled_input(conv, pool, band).plane();
   };
   int64_t band = pool.P;
   while (band > 1 && input_floats(band) * 4 > kBandBytes) band = (band + 1) / 2;

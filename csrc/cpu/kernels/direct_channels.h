@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/pool_window.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -21,33 +22,10 @@ static int next_channel_block(int64_t vectors_left) {
   return static_cast<int>(min<int64_t>(vectors_left, kMaxChannelVectors));
 }
 
-// Rows and columns of the padded input under a band of pooled rows.
-struct DirectInput {
-  int64_t rows, pitch;
-
-  DirectInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
-      : rows((2 * band - 1) * conv.stride_h + (conv.R - 1) * conv.dilation_h + 1),
-        pitch((2 * pool.Q - 1) * conv.stride_w + (conv.S - 1) * conv.dilation_w + 1) {}
-};
-
-// Copies input rows [top, top + rows) of one image, padding included, to planes of rows x pitch.
-static void copy_padded(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
-                        const DirectInput& padded, float* __restrict out) {
-  const int64_t left = min(conv.pad_left, padded.pitch);
-  const int64_t inner = max<int64_t>(0, min(conv.W, padded.pitch - left));
-  std::memset(out, 0, static_cast<size_t>(conv.C * padded.rows * padded.pitch) * sizeof(float));
-  const int64_t begin = max<int64_t>(0, conv.pad_top - top), end = min(padded.rows, conv.H + conv.pad_top - top);
-  for (int64_t c = 0; c < conv.C; ++c) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* in = input.at(n, c, top + row - conv.pad_top, 0);
-      float* to = out + (c * padded.rows + row) * padded.pitch + left;
-      if (input.stride.w == 1) {
-        copy_row(in, to, inner);
-      } else {
-        for (int64_t x = 0; x < inner; ++x) to[x] = in[x * input.stride.w];
-      }
-    }
-  }
+// The padded input under a band of pooled rows.
+static PaddedPlanes pooled_input(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
+  return {(2 * band - 1) * conv.stride_h + (conv.R - 1) * conv.dilation_h + 1,
+          (2 * pool.Q - 1) * conv.stride_w + (conv.S - 1) * conv.dilation_w + 1};
 }
 
 // One pool window of kVectors registers of channels. `x` is the window's corner in channel 0. With kSize == 3 the
@@ -103,10 +81,10 @@ CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x
 }
 
 template <int kVectors, int kSize, bool kWithCode>
-void direct_channels_block(const DirectForward& job, const DirectInput& padded, const float* x, int64_t rows,
+void direct_channels_block(const DirectForward& job, const PaddedPlanes& padded, const float* x, int64_t rows,
                            const float* weight, float* value, uint8_t* code, int64_t channels) {
   const Conv2dShape& conv = job.conv;
-  const int64_t plane = padded.rows * padded.pitch;
+  const int64_t plane = padded.plane();
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < job.pool.Q; ++j, value += channels, code += channels)
       direct_channels_tile<kVectors, kSize, kWithCode>(
@@ -140,10 +118,10 @@ void direct_channels(const DirectForward& job, int64_t n, int64_t band_index, ch
   const Conv2dShape& conv = job.conv;
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const int64_t channels = round_up(conv.K, kLanes<float>);
-  const DirectInput padded(conv, job.pool, job.plan.band);
+  const PaddedPlanes padded = pooled_input(conv, job.pool, job.plan.band);
 
   float* x = reinterpret_cast<float*>(workspace);
-  float* value = x + round_up(conv.C * padded.rows * padded.pitch, 16);
+  float* value = x + round_up(conv.C * padded.plane(), 16);
   uint8_t* code = reinterpret_cast<uint8_t*>(value + round_up(job.plan.band * job.pool.Q * channels, 16));
 
   copy_padded(conv, job.input, n, 2 * top * conv.stride_h, padded, x);

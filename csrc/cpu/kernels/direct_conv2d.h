@@ -1,0 +1,161 @@
+// Direct convolution + bias (+ ReLU), vectorised over output columns: for few channels, where implicit GEMM would pack
+// more than it multiplies.
+//
+//   output[k][p][q] = bias[k] + sum over c, r, s of weight[k][c][r][s] * input[c][p + r][q + s]    (input padded)
+//
+// A tile is up to 4 output channels times up to 3 registers of columns: 12 sums, 7 loads for 12 multiply-adds. A row's
+// last register overlaps its neighbour, so that every register is whole; only rows shorter than one are stored in part.
+#pragma once
+
+#include "cpu/direct_conv2d.h"
+#include "cpu/kernels/padded_planes.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+constexpr int kDirectChannels = 4;
+constexpr int kDirectVectors = 3;
+constexpr int64_t kDirectBandBytes = 64 << 10;  // input of a task: what stays in the first cache levels
+
+static PaddedPlanes direct_input(const Conv2dShape& conv, int64_t band) {
+  return {band + conv.R - 1, max<int64_t>(conv.Q, kLanes<float>) + conv.S - 1};
+}
+
+// `x` points at the tile's first input row; `column` says where each register of columns begins. With kSize == 3 the
+// taps of a 3x3 kernel are unrolled; with 0 the kernel is whatever `conv` says.
+template <int kChannels, int kVectors, int kSize>
+CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, const PaddedPlanes& padded,
+                                       const int64_t* column, const float* weight, float* output, int64_t count) {
+  Vec<float> sum[kChannels][kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kChannels; ++k)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) sum[k][v] = broadcast(weight[k]);  // bias comes first
+  weight += kChannels;
+
+  const int64_t R = kSize > 0 ? kSize : job.conv.R, S = kSize > 0 ? kSize : job.conv.S;
+  for (int64_t c = 0; c < job.conv.C; ++c, x += padded.plane()) {
+#pragma GCC unroll 3
+    for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+      for (int64_t s = 0; s < S; ++s) {
+        Vec<float> xv[kVectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; ++v) {
+          xv[v] = load_vec(x + r * padded.pitch + s + column[v]);
+          pin(xv[v]);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < kChannels; ++k) {
+          const Vec<float> w = broadcast(weight[k]);
+#pragma GCC unroll 3
+          for (int v = 0; v < kVectors; ++v) sum[k][v] += w * xv[v];
+        }
+        weight += kChannels;
+        forget_loads();
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kChannels; ++k) {
+    float* row = output + k * job.output.stride.c;
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      // max_or_second gives its second operand where one is NaN.
+      const Vec<float> y = job.relu ? max_or_second(Vec<float>{}, sum[k][v]) : sum[k][v];
+      if (count >= kLanes<float>) {
+        store_vec(row + column[v], y);
+      } else {
+        store_partial(row, y, count);
+      }
+    }
+  }
+}
+
+template <int kChannels, int kVectors, int kSize>
+void direct_conv2d_columns(const DirectConv2d& job, const float* x, const PaddedPlanes& padded, int64_t n, int64_t top,
+                           int64_t rows, int64_t k, int64_t first, const float* weight) {
+  const int64_t Q = job.conv.Q;
+  int64_t column[kVectors];
+  for (int v = 0; v < kVectors; ++v)
+    column[v] = max<int64_t>(0, min(first + v * kLanes<float>, Q - kLanes<float>));
+  for (int64_t i = 0; i < rows; ++i)
+    direct_conv2d_tile<kChannels, kVectors, kSize>(job, x + i * padded.pitch, padded, column, weight,
+                                                   job.output.at(n, k, top + i, 0), Q);
+}
+
+template <int kChannels, int kSize>
+void direct_conv2d_block(const DirectConv2d& job, const float* x, const PaddedPlanes& padded, int64_t n, int64_t top,
+                         int64_t rows, int64_t k, const float* weight) {
+  const int64_t vectors = ceil_div(job.conv.Q, kLanes<float>);
+  for (int64_t v = 0; v < vectors;) {
+    // 4 registers are 2 + 2, not 3 + 1.
+    const int64_t block = vectors - v == 4 ? 2 : min<int64_t>(kDirectVectors, vectors - v);
+    const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, v * kLanes<float>, weight); };
+    switch (block) {
+      case 1: run(direct_conv2d_columns<kChannels, 1, kSize>); break;
+      case 2: run(direct_conv2d_columns<kChannels, 2, kSize>); break;
+      default: run(direct_conv2d_columns<kChannels, 3, kSize>); break;
+    }
+    v += block;
+  }
+}
+
+static void direct_conv2d(const DirectConv2d& job, int64_t n, int64_t band_index, char* workspace) {
+  const Conv2dShape& conv = job.conv;
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, conv.P - top);
+  const PaddedPlanes padded = direct_input(conv, job.plan.band);
+  float* x = reinterpret_cast<float*>(workspace);
+  copy_padded(conv, job.input, n, top, padded, x);
+  const bool unrolled = conv.R == 3 && conv.S == 3;
+  const float* weight = job.packed_weight;
+  for (int64_t k = 0; k < conv.K;) {
+    const int64_t block = min<int64_t>(kDirectChannels, conv.K - k);
+    const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, weight); };
+    switch (block * 2 + unrolled) {
+      case 2: run(direct_conv2d_block<1, 0>); break;
+      case 3: run(direct_conv2d_block<1, 3>); break;
+      case 4: run(direct_conv2d_block<2, 0>); break;
+      case 5: run(direct_conv2d_block<2, 3>); break;
+      case 6: run(direct_conv2d_block<3, 0>); break;
+      case 7: run(direct_conv2d_block<3, 3>); break;
+      case 8: run(direct_conv2d_block<4, 0>); break;
+      default: run(direct_conv2d_block<4, 3>); break;
+    }
+    weight += block * (1 + conv.C * conv.R * conv.S);
+    k += block;
+  }
+}
+
+static bool direct_conv2d_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) {
+  // Implicit GEMM packs each input element R * S times, which K products must repay; and narrow rows fill its registers
+  // with pixels of several rows, where this would leave them half empty.
+  const bool few_channels = conv.C <= 4 ? conv.K <= 64 : conv.C <= 32 && conv.K <= 32;
+  if (conv.G != 1 || conv.stride_h != 1 || conv.stride_w != 1 || conv.dilation_h != 1 || conv.dilation_w != 1 ||
+      conv.R * conv.S == 1 || !few_channels || 3 * conv.Q < 2 * round_up(conv.Q, kLanes<float>))
+    return false;
+  int64_t band = max<int64_t>(conv.P, 1);
+  while (band > 1 && conv.C * direct_input(conv, band).plane() * 4 > kDirectBandBytes) band = (band + 1) / 2;
+  plan->band = band;
+  plan->bands = ceil_div(conv.P, band);
+  plan->packed_weight = conv.K * (1 + conv.C * conv.R * conv.S);
+  plan->workspace_bytes = conv.C * direct_input(conv, band).plane() * 4;
+  return true;
+}
+
+// Bias, then [C][R][S] taps, of each block of kDirectChannels channels in turn.
+static void pack_direct_conv2d(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
+  for (int64_t begin = 0; begin < conv.K; begin += kDirectChannels) {
+    const int64_t end = min<int64_t>(begin + kDirectChannels, conv.K);
+    for (int64_t k = begin; k < end; ++k) *packed++ = bias != nullptr ? bias[k] : 0.0f;
+    for (int64_t c = 0; c < conv.C; ++c)
+      for (int64_t r = 0; r < conv.R; ++r)
+        for (int64_t s = 0; s < conv.S; ++s)
+          for (int64_t k = begin; k < end; ++k) *packed++ = *weight.at(k, c, r, s);
+  }
+}
+
+constexpr DirectConv2dKernels direct_conv2d_kernels() {
+  return {direct_conv2d_plan, pack_direct_conv2d, direct_conv2d};
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
