@@ -36,9 +36,12 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
   plan->bands = ceil_div(pool.P, band);
   const int64_t channels = plan->body == DirectBody::width ? conv.K : round_up(conv.K, lanes);
   plan->packed_weight = channels * (1 + conv.C * (winograd ? kTransformed : conv.R * conv.S));
-  const int64_t outputs = round_up(band * pool.Q * channels, 16);
-  plan->workspace_bytes = winograd ? WinogradScratch::floats(conv, pool, band) * 4
-                                   : round_up(input_floats(band), 16) * 4 + outputs * 5 + 64;
+  const int64_t input_bytes = round_up(input_floats(band), 16) * 4;
+  switch (plan->body) {
+    case DirectBody::channels: plan->workspace_bytes = input_bytes + round_up(band * pool.Q * channels, 16) * 5; break;
+    case DirectBody::width: plan->workspace_bytes = input_bytes + WidthOutput::bytes(pool, band); break;
+    case DirectBody::winograd: plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4; break;
+  }
   return true;
 }
 

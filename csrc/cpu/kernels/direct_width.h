@@ -49,7 +49,7 @@ static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_
 // `x` points at the window row's first input row, at the register's first column; sums start at the bias.
 template <int kChannels, int kSize, bool kWithCode>
 CNNFAST_INLINE void direct_width_tile(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane,
-                                      const float* weight, float* const* value, uint8_t* const* code, int64_t count) {
+                                      const float* weight, float* value, uint8_t* code, int64_t pooled_plane) {
   Vec<float> sum[kChannels][4];
 #pragma GCC unroll 3
   for (int k = 0; k < kChannels; ++k)
@@ -86,52 +86,52 @@ CNNFAST_INLINE void direct_width_tile(const Conv2dShape& conv, const float* x, i
   pool_windows<kChannels, kWithCode>(sum, pooled, winner);
 #pragma GCC unroll 3
   for (int k = 0; k < kChannels; ++k) {
-    if (count == kLanes<float>) {
-      store_vec(value[k], pooled[k]);
-      if constexpr (kWithCode) store_low_bytes(code[k], winner[k]);
+    store_vec(value + k * pooled_plane, pooled[k]);
+    if constexpr (kWithCode) store_low_bytes(code + k * pooled_plane, winner[k]);
+  }
+}
+
+// Pooled rows of one block of channels, each padded to whole registers, on their way to the tensor.
+struct WidthOutput {
+  float* value;   // [kWidthChannels][band][pitch]
+  uint8_t* code;  // the same
+  int64_t pitch, plane;
+
+  WidthOutput(const Pool2dShape& pool, int64_t band, char* base)
+      : value(reinterpret_cast<float*>(base)), pitch(round_up(pool.Q, kLanes<float>)), plane(band * pitch) {
+    code = reinterpret_cast<uint8_t*>(value + kWidthChannels * plane);
+  }
+  static int64_t bytes(const Pool2dShape& pool, int64_t band) {
+    return kWidthChannels * WidthOutput(pool, band, nullptr).plane * static_cast<int64_t>(sizeof(float) + 1);
+  }
+};
+
+template <class T>
+void store_rows(const T* from, int64_t pitch, View<T> to, int64_t n, int64_t k, int64_t top, int64_t rows, int64_t Q) {
+  for (int64_t i = 0; i < rows; ++i, from += pitch) {
+    T* out = to.at(n, k, top + i, 0);
+    if (to.stride.w == 1) {
+      copy_row(from, out, Q);
     } else {
-      alignas(64) uint8_t bytes[kLanes<float>];
-      store_partial(value[k], pooled[k], count);
-      if constexpr (kWithCode) {
-        store_low_bytes(bytes, winner[k]);
-        std::memcpy(code[k], bytes, static_cast<size_t>(count));
-      }
+      for (int64_t j = 0; j < Q; ++j) out[j * to.stride.w] = from[j];
     }
   }
 }
 
-// All windows of channels [k, k + kChannels). A row's last register may hang over its end: into the next row, which is
-// computed later and overwrites it, but for a band's last row, which is stored in part.
+// All windows of channels [k, k + kChannels).
 template <int kChannels, int kSize, bool kWithCode>
-void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, int64_t n, int64_t top,
-                        int64_t rows, int64_t k, const float* weight) {
-  constexpr int64_t kLane = kLanes<float>;
-  const int64_t Q = job.pool.Q, plane = 2 * padded.rows * padded.half;
-  alignas(64) float row_value[kChannels][kLane];
-  alignas(64) uint8_t row_code[kChannels][kLane];
-  const bool dense = job.output.stride.w == 1 && (!kWithCode || job.code.stride.w == 1);
-  const bool rows_joined = dense && job.output.stride.h == Q && (!kWithCode || job.code.stride.h == Q);
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < Q; j += kLane) {
-      const bool whole = j + kLane <= Q || (rows_joined && i + 1 < rows && j + kLane <= 2 * Q);
-      const int64_t count = whole ? kLane : Q - j;
-      float* value[kChannels];
-      uint8_t* code[kChannels];
-      for (int b = 0; b < kChannels; ++b) {
-        value[b] = dense ? job.output.at(n, k + b, top + i, j) : row_value[b];
-        code[b] = !kWithCode ? nullptr : dense ? job.code.at(n, k + b, top + i, j) : row_code[b];
-      }
-      direct_width_tile<kChannels, kSize, kWithCode>(job.conv, x + 4 * i * padded.half + j, padded.half, plane, weight,
-                                                     value, code, count);
-      if (!dense) {
-        for (int b = 0; b < kChannels; ++b) {
-          for (int64_t lane = 0; lane < count; ++lane) {
-            *job.output.at(n, k + b, top + i, j + lane) = row_value[b][lane];
-            if constexpr (kWithCode) *job.code.at(n, k + b, top + i, j + lane) = row_code[b][lane];
-          }
-        }
-      }
-    }
+void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, const WidthOutput& out,
+                        int64_t n, int64_t top, int64_t rows, int64_t k, const float* weight) {
+  const int64_t half = padded.half, plane = 2 * padded.rows * half;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < out.pitch; j += kLanes<float>)
+      direct_width_tile<kChannels, kSize, kWithCode>(job.conv, x + 4 * i * half + j, half, plane, weight,
+                                                     out.value + i * out.pitch + j, out.code + i * out.pitch + j,
+                                                     out.plane);
+  for (int b = 0; b < kChannels; ++b) {
+    store_rows(out.value + b * out.plane, out.pitch, job.output, n, k + b, top, rows, job.pool.Q);
+    if constexpr (kWithCode)
+      store_rows(out.code + b * out.plane, out.pitch, job.code, n, k + b, top, rows, job.pool.Q);
   }
 }
 
@@ -141,12 +141,14 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const WidthInput padded(conv, job.pool, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
+  const WidthOutput out(job.pool, job.plan.band,
+                        workspace + round_up(conv.C * 2 * padded.rows * padded.half, 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
   const bool unit = conv.R == 3 && conv.S == 3;
   const float* weight = job.packed_weight;
   for (int64_t k = 0; k < conv.K;) {
     const int64_t block = min<int64_t>(kWidthChannels, conv.K - k);
-    const auto run = [&](auto body) { body(job, padded, x, n, top, rows, k, weight); };
+    const auto run = [&](auto body) { body(job, padded, x, out, n, top, rows, k, weight); };
     switch (block * 2 + unit) {
       case 2: run(direct_width_block<1, 0, kWithCode>); break;
       case 3: run(direct_width_block<1, 3, kWithCode>); break;

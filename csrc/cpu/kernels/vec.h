@@ -137,16 +137,25 @@ CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd) {
 #endif
 }
 
-// Copies `count` elements in whole registers, the last overlapping its neighbour. (memcpy of a short row of unknown
-// length is a library call.)
+// Copies `count` elements in whole chunks, the last overlapping its neighbour. (memcpy of a short row of unknown length is
+// a library call.)
 template <class T>
 CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
-  if (count < kLanes<T>) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-    return;
+  const char* in = reinterpret_cast<const char*>(from);
+  char* out = reinterpret_cast<char*>(to);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  const auto copy_chunks = [&](auto chunk) {
+    const int64_t size = sizeof chunk;
+    for (int64_t i = 0; i + size <= bytes; i += size) __builtin_memcpy(out + i, in + i, sizeof chunk);
+    __builtin_memcpy(out + bytes - size, in + bytes - size, sizeof chunk);
+  };
+  if (bytes >= CNNFAST_VECTOR_BYTES) {
+    copy_chunks(Vec<float>{});
+  } else if (bytes >= 8) {
+    copy_chunks(uint64_t{});
+  } else {
+    for (int64_t i = 0; i < bytes; ++i) out[i] = in[i];
   }
-  for (int64_t i = 0; i + kLanes<T> <= count; i += kLanes<T>) store_vec(to + i, load_vec(from + i));
-  store_vec(to + count - kLanes<T>, load_vec(from + count - kLanes<T>));
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
