@@ -28,29 +28,29 @@ inline std::string show_size(const Tensor& tensor) {
 
 inline void check_list(const char* op, const char* name, const IntList& values, size_t count, int64_t least) {
   CNNFAST_CHECK(values.size() == count, op, ": ", name, " must have ", count, " values, but got ", name, "=",
-                  show(values));
+                show(values));
   for (const int64_t value : values) {
     CNNFAST_CHECK(value >= least, op, ": ", name, " must be ",
-                    least == 1 ? "greater than zero" : "non-negative (negative padding is not supported)", ", but got ",
-                    name, "=", show(values));
+                  least == 1 ? "greater than zero" : "non-negative (negative padding is not supported)", ", but got ",
+                  name, "=", show(values));
   }
 }
 
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like) {
   CNNFAST_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of ", like_name,
-                  " (expected the same dtype for both), but got ", like_name, ".dtype=", like.scalar_type(), ", ",
-                  name, ".dtype=", tensor.scalar_type());
+                " (expected the same dtype for both), but got ", like_name, ".dtype=", like.scalar_type(), ", ", name,
+                ".dtype=", tensor.scalar_type());
   CNNFAST_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op, ": ",
-                  name, " must be on the device of ", like_name, ", but got tensors on two devices");
+                name, " must be on the device of ", like_name, ", but got tensors on two devices");
 }
 
 // [N, C, H, W] or, unbatched, [C, H, W]. Only the batch may be empty.
 inline void check_image(const char* op, const char* name, const Tensor& tensor) {
   const int64_t dims = tensor.dim();
   CNNFAST_CHECK(dims == 3 || dims == 4, op, ": ", name,
-                  " must be 3D (unbatched) or 4D (batched): [C, H, W] or [N, C, H, W], but got ", name,
-                  ".shape=", show_size(tensor));
+                " must be 3D (unbatched) or 4D (batched): [C, H, W] or [N, C, H, W], but got ", name,
+                ".shape=", show_size(tensor));
 }
 
 inline int64_t batch_of(const Tensor& image) { return image.dim() == 4 ? image.size(0) : 1; }
@@ -62,8 +62,8 @@ inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tenso
                                 const std::optional<Tensor>& bias, const IntList& stride, const IntList& padding,
                                 const IntList& dilation, int64_t groups) {
   check_image(op, "input", input);
-  CNNFAST_CHECK(weight.dim() == 4, op, ": weight must have 4 dimensions [K, C/groups, R, S], but got weight.shape=",
-                  show_size(weight));
+  CNNFAST_CHECK(weight.dim() == 4, op,
+                ": weight must have 4 dimensions [K, C/groups, R, S], but got weight.shape=", show_size(weight));
   check_list(op, "stride", stride, 2, 1);
   check_list(op, "padding", padding, 4, 0);
   check_list(op, "dilation", dilation, 2, 1);
@@ -80,22 +80,22 @@ inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tenso
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
 
   CNNFAST_CHECK(s.K > 0 && s.R > 0 && s.S > 0, op,
-                  ": weight must have no empty dimension, but got weight.shape=", show_size(weight));
+                ": weight must have no empty dimension, but got weight.shape=", show_size(weight));
   CNNFAST_CHECK(s.C == weight.size(1) * groups, op, ": given groups=", groups,
-                  ", weight of shape [K, C/groups, R, S] = ", show_size(weight), " expects input to have ",
-                  weight.size(1) * groups, " channels, but got input.shape=", show_size(input));
+                ", weight of shape [K, C/groups, R, S] = ", show_size(weight), " expects input to have ",
+                weight.size(1) * groups, " channels, but got input.shape=", show_size(input));
   CNNFAST_CHECK(s.K % groups == 0, op, ": out_channels must be divisible by groups, but got out_channels=", s.K,
-                  ", groups=", groups);
+                ", groups=", groups);
   if (bias.has_value()) {
     CNNFAST_CHECK(bias->dim() == 1 && bias->size(0) == s.K, op, ": bias must have shape [K] = [", s.K,
-                    "], but got bias.shape=", show_size(*bias));
+                  "], but got bias.shape=", show_size(*bias));
     check_same(op, "bias", *bias, "input", input);
   }
   const int64_t extent_h = s.dilation_h * (s.R - 1) + 1, extent_w = s.dilation_w * (s.S - 1) + 1;
   const int64_t padded_h = s.H + s.pad_top + s.pad_bottom, padded_w = s.W + s.pad_left + s.pad_right;
   CNNFAST_CHECK(padded_h >= extent_h && padded_w >= extent_w, op,
-                  ": kernel size can't be greater than the padded input, but got kernel extent (", extent_h, " x ",
-                  extent_w, "), padded input (", padded_h, " x ", padded_w, ")");
+                ": kernel size can't be greater than the padded input, but got kernel extent (", extent_h, " x ",
+                extent_w, "), padded input (", padded_h, " x ", padded_w, ")");
   s.P = conv_output_size(s.H, s.R, s.stride_h, s.pad_top + s.pad_bottom, s.dilation_h);
   s.Q = conv_output_size(s.W, s.S, s.stride_w, s.pad_left + s.pad_right, s.dilation_w);
   return s;
@@ -108,9 +108,9 @@ inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, c
                                           const IntList& padding, const IntList& output_padding, int64_t groups,
                                           const IntList& dilation) {
   check_image(op, "input", input);
-  CNNFAST_CHECK(weight.dim() == 4,
-                  op, ": weight must have 4 dimensions [in_channels, out_channels/groups, R, S], but got weight.shape=",
-                  show_size(weight));
+  CNNFAST_CHECK(weight.dim() == 4, op,
+                ": weight must have 4 dimensions [in_channels, out_channels/groups, R, S], but got weight.shape=",
+                show_size(weight));
   check_list(op, "stride", stride, 2, 1);
   check_list(op, "padding", padding, 2, 0);
   check_list(op, "output_padding", output_padding, 2, 0);
@@ -119,8 +119,8 @@ inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, c
   check_same(op, "weight", weight, "input", input);
   for (int d = 0; d < 2; ++d) {
     CNNFAST_CHECK(output_padding[d] < stride[d] || output_padding[d] < dilation[d], op,
-                    ": output padding must be smaller than either stride or dilation, but got output_padding=",
-                    show(output_padding), ", stride=", show(stride), ", dilation=", show(dilation));
+                  ": output padding must be smaller than either stride or dilation, but got output_padding=",
+                  show(output_padding), ", stride=", show(stride), ", dilation=", show(dilation));
   }
 
   Conv2dShape s{};
@@ -133,22 +133,22 @@ inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, c
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
 
   CNNFAST_CHECK(s.C > 0 && s.R > 0 && s.S > 0, op,
-                  ": weight must have no empty dimension, but got weight.shape=", show_size(weight));
+                ": weight must have no empty dimension, but got weight.shape=", show_size(weight));
   CNNFAST_CHECK(weight.size(0) == s.K, op, ": given transposed=1, weight of shape ", show_size(weight),
-                  " expects input to have ", weight.size(0), " channels, but got input.shape=", show_size(input));
+                " expects input to have ", weight.size(0), " channels, but got input.shape=", show_size(input));
   CNNFAST_CHECK(s.K % groups == 0, op, ": in_channels must be divisible by groups, but got in_channels=", s.K,
-                  ", groups=", groups);
-  CNNFAST_CHECK(s.P > 0 && s.Q > 0, op, ": input must not be empty but for its batch, but got input.shape=",
-                  show_size(input));
+                ", groups=", groups);
+  CNNFAST_CHECK(s.P > 0 && s.Q > 0, op,
+                ": input must not be empty but for its batch, but got input.shape=", show_size(input));
   if (bias.has_value()) {
     CNNFAST_CHECK(bias->dim() == 1 && bias->size(0) == s.C, op, ": bias must have shape [", s.C,
-                    "], but got bias.shape=", show_size(*bias));
+                  "], but got bias.shape=", show_size(*bias));
     check_same(op, "bias", *bias, "input", input);
   }
   s.H = (s.P - 1) * s.stride_h - 2 * padding[0] + s.dilation_h * (s.R - 1) + output_padding[0] + 1;
   s.W = (s.Q - 1) * s.stride_w - 2 * padding[1] + s.dilation_w * (s.S - 1) + output_padding[1] + 1;
   CNNFAST_CHECK(s.H > 0 && s.W > 0, op, ": output size must be positive, but got output size (", s.H, " x ", s.W,
-                  "); output size is too small");
+                "); output size is too small");
   return s;
 }
 
@@ -159,7 +159,7 @@ inline void check_grad_output(const char* op, const Tensor& grad_output, const T
   bool same = grad_output.dim() == input.dim();
   for (size_t d = skip; same && d < 4; ++d) same = grad_output.size(static_cast<int64_t>(d - skip)) == expected[d];
   CNNFAST_CHECK(same, op, ": grad_output must have shape ", show(expected.data() + skip, 4 - skip),
-                  ", but got grad_output.shape=", show_size(grad_output));
+                ", but got grad_output.shape=", show_size(grad_output));
   check_same(op, "grad_output", grad_output, "input", input);
 }
 
@@ -188,12 +188,12 @@ inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H,
                   ", kernel_size=", show(kernel_size));
   }
   CNNFAST_CHECK(C > 0 && H > 0 && W > 0, op,
-                  ": input must not be empty but for its batch (non-zero size for C, H, W), but got C=", C, ", H=", H,
-                  ", W=", W);
+                ": input must not be empty but for its batch (non-zero size for C, H, W), but got C=", C, ", H=", H,
+                ", W=", W);
   s.P = pool_output_size(H, s.R, s.stride_h, s.pad_h, s.dilation_h, ceil_mode);
   s.Q = pool_output_size(W, s.S, s.stride_w, s.pad_w, s.dilation_w, ceil_mode);
   CNNFAST_CHECK(s.P >= 1 && s.Q >= 1, op, ": output size is too small: given input size (", C, "x", H, "x", W,
-                  "), but got output size (", C, "x", s.P, "x", s.Q, ")");
+                "), but got output size (", C, "x", s.P, "x", s.Q, ")");
   return s;
 }
 

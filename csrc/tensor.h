@@ -55,14 +55,13 @@ inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int6
                     ScalarType dtype) {
   // dims == 3 drops the leading (batch) dimension.
   const int64_t C = size[1], H = size[2], W = size[3];
-  std::array<int64_t, 4> stride = channels_last
-                                      ? std::array<int64_t, 4>{C * H * W, 1, W * C, C}
-                                      : std::array<int64_t, 4>{C * H * W, H * W, W, 1};
+  std::array<int64_t, 4> stride =
+      channels_last ? std::array<int64_t, 4>{C * H * W, 1, W * C, C} : std::array<int64_t, 4>{C * H * W, H * W, W, 1};
   // As torch does, strides of empty tensors count each size as at least 1.
   if (C * H * W == 0) {
     const int64_t c = max<int64_t>(C, 1), h = max<int64_t>(H, 1), w = max<int64_t>(W, 1);
-    stride = channels_last ? std::array<int64_t, 4>{c * h * w, 1, w * c, c}
-                           : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
+    stride =
+        channels_last ? std::array<int64_t, 4>{c * h * w, 1, w * c, c} : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
   }
   const int64_t skip = 4 - dims;
   int32_t device_type, device_index;

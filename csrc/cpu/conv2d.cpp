@@ -1,8 +1,7 @@
 // conv2d_forward and conv2d_backward on the CPU.
-#include "cpu/conv2d_launch.h"
-
 #include <type_traits>
 
+#include "cpu/conv2d_launch.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
 

@@ -30,11 +30,11 @@ Pool2dShape pool_shape(const Conv2dShape& conv, const IntList& kernel_size, cons
 View<const float> const_view(const Tensor& tensor) { return view_of<const float>(tensor); }
 
 void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const DirectPlan& plan, const Tensor& input,
-                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& output,
-                    const Tensor* code) {
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& output, const Tensor* code) {
   const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
   Workspace packed(Workspace::needed<float>(plan.packed_weight));
-  DirectForward job{conv, pool, plan, const_view(input), view_of<float>(output), {}, const_view(weight), nullptr, nullptr};
+  DirectForward job{conv,    pool,   plan, const_view(input), view_of<float>(output), {}, const_view(weight),
+                    nullptr, nullptr};
   if (code != nullptr) job.code = view_of<uint8_t>(*code);
   float* packed_weight = packed.take<float>(plan.packed_weight);
   // A bias is a vector of any stride; a contiguous copy of K floats costs nothing.
@@ -63,7 +63,8 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, c
   const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
 
   DirectPlan plan;
-  if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, return_code, &plan)) {
+  if (input.scalar_type() == ScalarType::Float &&
+      cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, return_code, &plan)) {
     const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
     const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
     Tensor output = empty(input, size, input.dim(), channels_last);
@@ -88,8 +89,8 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
   const int64_t weight_size = K * R * row, slices = reduction_slices(max<int64_t>(conv.N, 1), weight_size * 4);
   const bool want_weight = output_mask[1] || output_mask[2];
 
-  PoolSparseBackward job{conv,  pool,    const_view(grad_output), view_of<const uint8_t>(code),
-                         const_view(input), {}, nullptr, want_weight};
+  PoolSparseBackward job{
+      conv, pool, const_view(grad_output), view_of<const uint8_t>(code), const_view(input), {}, nullptr, want_weight};
   Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) {
     grad_input = empty(input, {conv.N, C, conv.H, conv.W}, input.dim(), suggests_channels_last(input));

@@ -89,8 +89,8 @@ std::string cpu_isa_report() {
     built += (built.empty() ? "" : ", ") + quoted;
     if (row.supported) supported += (supported.empty() ? "" : ", ") + quoted;
   }
-  return std::string("{\"isa\": \"") + cpu_kernels().isa + "\", \"reason\": \"" + choice().reason +
-         "\", \"built\": [" + built + "], \"supported\": [" + supported + "]}";
+  return std::string("{\"isa\": \"") + cpu_kernels().isa + "\", \"reason\": \"" + choice().reason + "\", \"built\": [" +
+         built + "], \"supported\": [" + supported + "]}";
 }
 
 }  // namespace cnnfast

@@ -17,8 +17,8 @@ bool set_cpu_isa_op(std::string isa) { return set_cpu_isa(isa); }
 // Floating point operations per second that `threads` threads reach with nothing but fused multiply-adds.
 double fma_peak(double seconds, int64_t threads) {
   using Clock = std::chrono::steady_clock;
-  CNNFAST_CHECK(seconds > 0 && threads > 0, "fma_peak: seconds and threads must be positive, but got seconds=",
-                  seconds, ", threads=", threads);
+  CNNFAST_CHECK(seconds > 0 && threads > 0, "fma_peak: seconds and threads must be positive, but got seconds=", seconds,
+                ", threads=", threads);
   const FmaPeakKernel& kernel = cpu_kernels().fma_peak;
   std::vector<double> rates(static_cast<size_t>(threads), 0.0);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

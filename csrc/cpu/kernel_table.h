@@ -38,12 +38,20 @@ struct CpuKernels {
 };
 
 template <>
-inline const KernelsOf<float>& CpuKernels::of<float>() const { return f32; }
+inline const KernelsOf<float>& CpuKernels::of<float>() const {
+  return f32;
+}
 template <>
-inline const KernelsOf<double>& CpuKernels::of<double>() const { return f64; }
+inline const KernelsOf<double>& CpuKernels::of<double>() const {
+  return f64;
+}
 template <>
-inline const KernelsOf<bfloat16>& CpuKernels::of<bfloat16>() const { return bf16; }
+inline const KernelsOf<bfloat16>& CpuKernels::of<bfloat16>() const {
+  return bf16;
+}
 template <>
-inline const KernelsOf<float16>& CpuKernels::of<float16>() const { return f16; }
+inline const KernelsOf<float16>& CpuKernels::of<float16>() const {
+  return f16;
+}
 
 }  // namespace cnnfast

@@ -38,9 +38,15 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
   plan->packed_weight = channels * (1 + conv.C * (winograd ? kTransformed : conv.R * conv.S));
   const int64_t input_bytes = round_up(input_floats(band), 16) * 4;
   switch (plan->body) {
-    case DirectBody::channels: plan->workspace_bytes = input_bytes + round_up(band * pool.Q * channels, 16) * 5; break;
-    case DirectBody::width: plan->workspace_bytes = input_bytes + WidthOutput::bytes(pool, band); break;
-    case DirectBody::winograd: plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4; break;
+    case DirectBody::channels:
+      plan->workspace_bytes = input_bytes + round_up(band * pool.Q * channels, 16) * 5;
+      break;
+    case DirectBody::width:
+      plan->workspace_bytes = input_bytes + WidthOutput::bytes(pool, band);
+      break;
+    case DirectBody::winograd:
+      plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4;
+      break;
   }
   return true;
 }
@@ -48,9 +54,12 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
 static void direct_pack_weight(const Conv2dShape& conv, const DirectPlan& plan, View<const float> weight,
                                const float* bias, float* packed) {
   switch (plan.body) {
-    case DirectBody::channels: return pack_channels(conv, weight, bias, packed);
-    case DirectBody::width: return pack_width(conv, weight, bias, packed);
-    case DirectBody::winograd: return pack_winograd(conv, weight, bias, packed);
+    case DirectBody::channels:
+      return pack_channels(conv, weight, bias, packed);
+    case DirectBody::width:
+      return pack_width(conv, weight, bias, packed);
+    case DirectBody::winograd:
+      return pack_winograd(conv, weight, bias, packed);
   }
 }
 
@@ -67,8 +76,8 @@ static void direct_forward(const DirectForward& job, int64_t n, int64_t band_ind
 }
 
 constexpr ConvReluMaxPool2dKernels conv2d_relu_max_pool2d_kernels() {
-  return {direct_plan,  direct_pack_weight, direct_forward,      sparse_takes,
-          sparse_row,   sparse_workspace_bytes, pool_sparse_backward};
+  return {direct_plan, direct_pack_weight,     direct_forward,      sparse_takes,
+          sparse_row,  sparse_workspace_bytes, pool_sparse_backward};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -87,9 +87,9 @@ void direct_channels_block(const DirectForward& job, const PaddedPlanes& padded,
   const int64_t plane = padded.plane();
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < job.pool.Q; ++j, value += channels, code += channels)
-      direct_channels_tile<kVectors, kSize, kWithCode>(
-          conv, x + 2 * i * conv.stride_h * padded.pitch + 2 * j * conv.stride_w, padded.pitch, plane, weight, value,
-          code);
+      direct_channels_tile<kVectors, kSize, kWithCode>(conv,
+                                                       x + 2 * i * conv.stride_h * padded.pitch + 2 * j * conv.stride_w,
+                                                       padded.pitch, plane, weight, value, code);
 }
 
 // Writes [rows * Q][channels] to the tensor's own layout.
@@ -134,12 +134,24 @@ void direct_channels(const DirectForward& job, int64_t n, int64_t band_index, ch
     uint8_t* q = code + vector * kLanes<float>;
     const auto run = [&](auto body) { body(job, padded, x, rows, weight, v, q, channels); };
     switch (block * 2 + unit) {
-      case 2: run(direct_channels_block<1, 0, kWithCode>); break;
-      case 3: run(direct_channels_block<1, 3, kWithCode>); break;
-      case 4: run(direct_channels_block<2, 0, kWithCode>); break;
-      case 5: run(direct_channels_block<2, 3, kWithCode>); break;
-      case 6: run(direct_channels_block<3, 0, kWithCode>); break;
-      default: run(direct_channels_block<3, 3, kWithCode>); break;
+      case 2:
+        run(direct_channels_block<1, 0, kWithCode>);
+        break;
+      case 3:
+        run(direct_channels_block<1, 3, kWithCode>);
+        break;
+      case 4:
+        run(direct_channels_block<2, 0, kWithCode>);
+        break;
+      case 5:
+        run(direct_channels_block<2, 3, kWithCode>);
+        break;
+      case 6:
+        run(direct_channels_block<3, 0, kWithCode>);
+        break;
+      default:
+        run(direct_channels_block<3, 3, kWithCode>);
+        break;
     }
     weight += block * kLanes<float> * (1 + conv.C * conv.R * conv.S);
     vector += block;

@@ -76,8 +76,7 @@ void direct_conv2d_columns(const DirectConv2d& job, const float* x, const Padded
                            int64_t rows, int64_t k, int64_t first, const float* weight) {
   const int64_t Q = job.conv.Q;
   int64_t column[kVectors];
-  for (int v = 0; v < kVectors; ++v)
-    column[v] = max<int64_t>(0, min(first + v * kLanes<float>, Q - kLanes<float>));
+  for (int v = 0; v < kVectors; ++v) column[v] = max<int64_t>(0, min(first + v * kLanes<float>, Q - kLanes<float>));
   for (int64_t i = 0; i < rows; ++i)
     direct_conv2d_tile<kChannels, kVectors, kSize>(job, x + i * padded.pitch, padded, column, weight,
                                                    job.output.at(n, k, top + i, 0), Q);
@@ -92,9 +91,15 @@ void direct_conv2d_block(const DirectConv2d& job, const float* x, const PaddedPl
     const int64_t block = vectors - v == 4 ? 2 : min<int64_t>(kDirectVectors, vectors - v);
     const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, v * kLanes<float>, weight); };
     switch (block) {
-      case 1: run(direct_conv2d_columns<kChannels, 1, kSize>); break;
-      case 2: run(direct_conv2d_columns<kChannels, 2, kSize>); break;
-      default: run(direct_conv2d_columns<kChannels, 3, kSize>); break;
+      case 1:
+        run(direct_conv2d_columns<kChannels, 1, kSize>);
+        break;
+      case 2:
+        run(direct_conv2d_columns<kChannels, 2, kSize>);
+        break;
+      default:
+        run(direct_conv2d_columns<kChannels, 3, kSize>);
+        break;
     }
     v += block;
   }
@@ -112,14 +117,30 @@ static void direct_conv2d(const DirectConv2d& job, int64_t n, int64_t band_index
     const int64_t block = min<int64_t>(kDirectChannels, conv.K - k);
     const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, weight); };
     switch (block * 2 + unrolled) {
-      case 2: run(direct_conv2d_block<1, 0>); break;
-      case 3: run(direct_conv2d_block<1, 3>); break;
-      case 4: run(direct_conv2d_block<2, 0>); break;
-      case 5: run(direct_conv2d_block<2, 3>); break;
-      case 6: run(direct_conv2d_block<3, 0>); break;
-      case 7: run(direct_conv2d_block<3, 3>); break;
-      case 8: run(direct_conv2d_block<4, 0>); break;
-      default: run(direct_conv2d_block<4, 3>); break;
+      case 2:
+        run(direct_conv2d_block<1, 0>);
+        break;
+      case 3:
+        run(direct_conv2d_block<1, 3>);
+        break;
+      case 4:
+        run(direct_conv2d_block<2, 0>);
+        break;
+      case 5:
+        run(direct_conv2d_block<2, 3>);
+        break;
+      case 6:
+        run(direct_conv2d_block<3, 0>);
+        break;
+      case 7:
+        run(direct_conv2d_block<3, 3>);
+        break;
+      case 8:
+        run(direct_conv2d_block<4, 0>);
+        break;
+      default:
+        run(direct_conv2d_block<4, 3>);
+        break;
     }
     weight += block * (1 + conv.C * conv.R * conv.S);
     k += block;

@@ -4,7 +4,8 @@
 // The input's even and odd columns are stored apart. The four sums of a pool window, at output columns 2j and 2j + 1,
 // then are four registers over j, fed by plain loads, and the maximum needs no shuffle:
 //   input column 2j + b + s lies in half (b + s) % 2 at j + (b + s) / 2.
-// A tile is kChannels output channels of one register of windows: 4 * kChannels sums, which share 4 input loads per tap.
+// A tile is kChannels output channels of one register of windows: 4 * kChannels sums, which share 4 input loads per
+// tap.
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
@@ -19,7 +20,8 @@ struct WidthInput {
   int64_t rows, half;
 
   WidthInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
-      : rows(2 * band + conv.R - 1), half(round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)) {}
+      : rows(2 * band + conv.R - 1),
+        half(round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)) {}
 };
 
 static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
@@ -130,8 +132,7 @@ void direct_width_block(const DirectForward& job, const WidthInput& padded, cons
                                                      out.plane);
   for (int b = 0; b < kChannels; ++b) {
     store_rows(out.value + b * out.plane, out.pitch, job.output, n, k + b, top, rows, job.pool.Q);
-    if constexpr (kWithCode)
-      store_rows(out.code + b * out.plane, out.pitch, job.code, n, k + b, top, rows, job.pool.Q);
+    if constexpr (kWithCode) store_rows(out.code + b * out.plane, out.pitch, job.code, n, k + b, top, rows, job.pool.Q);
   }
 }
 
@@ -141,8 +142,7 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const WidthInput padded(conv, job.pool, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
-  const WidthOutput out(job.pool, job.plan.band,
-                        workspace + round_up(conv.C * 2 * padded.rows * padded.half, 16) * 4);
+  const WidthOutput out(job.pool, job.plan.band, workspace + round_up(conv.C * 2 * padded.rows * padded.half, 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
   const bool unit = conv.R == 3 && conv.S == 3;
   const float* weight = job.packed_weight;
@@ -150,12 +150,24 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
     const int64_t block = min<int64_t>(kWidthChannels, conv.K - k);
     const auto run = [&](auto body) { body(job, padded, x, out, n, top, rows, k, weight); };
     switch (block * 2 + unit) {
-      case 2: run(direct_width_block<1, 0, kWithCode>); break;
-      case 3: run(direct_width_block<1, 3, kWithCode>); break;
-      case 4: run(direct_width_block<2, 0, kWithCode>); break;
-      case 5: run(direct_width_block<2, 3, kWithCode>); break;
-      case 6: run(direct_width_block<3, 0, kWithCode>); break;
-      default: run(direct_width_block<3, 3, kWithCode>); break;
+      case 2:
+        run(direct_width_block<1, 0, kWithCode>);
+        break;
+      case 3:
+        run(direct_width_block<1, 3, kWithCode>);
+        break;
+      case 4:
+        run(direct_width_block<2, 0, kWithCode>);
+        break;
+      case 5:
+        run(direct_width_block<2, 3, kWithCode>);
+        break;
+      case 6:
+        run(direct_width_block<3, 0, kWithCode>);
+        break;
+      default:
+        run(direct_width_block<3, 3, kWithCode>);
+        break;
     }
     weight += block * (1 + conv.C * conv.R * conv.S);
     k += block;

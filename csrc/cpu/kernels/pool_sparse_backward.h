@@ -6,8 +6,8 @@
 //   grad_weight[k][r][:] += g * input[p * stride + r][q * stride ...]     sums stay in registers over all g of one k
 //   grad_input[p * stride + r][q * stride ...] += g * weight[k][r][:]     sums stay in registers over all k that share
 //                                                                        (p, q), then are added to the image once
-// A row is kRow = round_up(S * C, lanes) floats in the packed weight and in grad_weight's partial sums. Lanes past S * C
-// read the neighbouring pixel: in grad_weight they are dropped, in grad_input they are masked (0 * inf is not 0).
+// A row is kRow = round_up(S * C, lanes) floats in the packed weight and in grad_weight's partial sums. Lanes past S *
+// C read the neighbouring pixel: in grad_weight they are dropped, in grad_input they are masked (0 * inf is not 0).
 //
 // Both inner loops issue one load and one multiply-add per register and are bound by the load ports.
 #pragma once
@@ -43,7 +43,6 @@ static int64_t sparse_row(const Conv2dShape& conv) {
   return narrow_rows(conv) ? static_cast<int64_t>(sizeof(PatchVec) / sizeof(float))
                            : round_up(conv.S * conv.C, kLanes<float>);
 }
-
 
 // One image as the kernels want it: padded, channels last.
 struct PatchImage {
@@ -208,8 +207,8 @@ constexpr PatchKernels patch_kernels() {
 constexpr PatchKernels kWholePatch[] = {patch_kernels<3, 1>(), patch_kernels<3, 2>(), patch_kernels<3, 3>(),
                                         patch_kernels<3, 4>(), patch_kernels<3, 5>()};
 constexpr PatchKernels kRowChunk[kMaxRowChunk] = {
-    patch_kernels<1, 1>(), patch_kernels<1, 2>(), patch_kernels<1, 3>(),  patch_kernels<1, 4>(),
-    patch_kernels<1, 5>(), patch_kernels<1, 6>(), patch_kernels<1, 7>(),  patch_kernels<1, 8>(),
+    patch_kernels<1, 1>(), patch_kernels<1, 2>(),  patch_kernels<1, 3>(),  patch_kernels<1, 4>(),
+    patch_kernels<1, 5>(), patch_kernels<1, 6>(),  patch_kernels<1, 7>(),  patch_kernels<1, 8>(),
     patch_kernels<1, 9>(), patch_kernels<1, 10>(), patch_kernels<1, 11>(), patch_kernels<1, 12>()};
 constexpr PatchKernels kNarrowPatch = {sum_patches<PatchVec, 3, 1, 4>, add_patches<PatchVec, 3, 1>};
 constexpr PatchKernels kNarrowRow = {sum_patches<PatchVec, 1, 1, 4>, add_patches<PatchVec, 1, 1>};
@@ -236,12 +235,12 @@ CNNFAST_INLINE void for_each_piece(const Conv2dShape& conv, const Visit& visit) 
 struct SparseScratch {
   float* image;
   float* grad_image;
-  float* g;          // [K][P * Q] pooled gradients of one image
-  uint8_t* code;     // [K][P * Q]
-  int32_t* offset;   // of one channel's live elements
+  float* g;         // [K][P * Q] pooled gradients of one image
+  uint8_t* code;    // [K][P * Q]
+  int32_t* offset;  // of one channel's live elements
   float* live_g;
-  int32_t* window;   // [P * Q] offset of a window's corner
-  uint64_t* masks;   // [P * Q][window codes + 1] channels whose winner has that code
+  int32_t* window;  // [P * Q] offset of a window's corner
+  uint64_t* masks;  // [P * Q][window codes + 1] channels whose winner has that code
 
   static int64_t bytes(const Conv2dShape& conv, const Pool2dShape& pool) {
     SparseScratch unused;
@@ -316,8 +315,7 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
                                           _mm256_permutevar8x32_epi32(table, c));
       const __m256i dead = _mm256_cmpeq_epi32(c, _mm256_set1_epi32(kClipped));
       const unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(dead))) & 0xffu;
-      const __m256i front =
-          _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kFrontLanes.lanes[mask])));
+      const __m256i front = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kFrontLanes.lanes[mask])));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(offset + live), _mm256_permutevar8x32_epi32(at, front));
       _mm256_storeu_ps(live_g + live, _mm256_permutevar8x32_ps(_mm256_loadu_ps(g + i), front));
       live += __builtin_popcount(mask);
@@ -359,9 +357,8 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
                                           (i % pool.S) * pool.dilation_w * conv.stride_w * conv.C);
   for (int64_t i = 0, at = 0; i < pool.P; ++i)
     for (int64_t j = 0; j < pool.Q; ++j, ++at)
-      scratch.window[at] =
-          static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image.pitch +
-                               (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
+      scratch.window[at] = static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image.pitch +
+                                                (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
   // Of the last register of a row, the lanes that belong to the patch.
   int32_t tail[16];
   const int64_t row_lanes = narrow_rows(conv) ? row : kLanes<float>;
@@ -377,8 +374,8 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
       for (int64_t k = 0; k < conv.K; ++k) {
         const float* gk = g + k * windows;
         const uint8_t* ck = code + k * windows;
-        const int64_t live = gather_live(ck, gk, scratch.window, code_offset, windows, codes, scratch.offset,
-                                         scratch.live_g);
+        const int64_t live =
+            gather_live(ck, gk, scratch.window, code_offset, windows, codes, scratch.offset, scratch.live_g);
         grad_bias[k] += sum_floats(scratch.live_g, live);
         float* sums = grad_weight + k * conv.R * row;
         for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool) {

@@ -32,8 +32,7 @@ CNNFAST_INLINE void pool_windows(const Vec<float> (&window)[kCount][4], Vec<floa
                                  Vec<int32_t> (&code)[kCount]) {
   Vec<float> nan_probe{};  // the sum of all: NaN if any is (and, harmlessly, at inf - inf)
 #pragma GCC unroll 3
-  for (int n = 0; n < kCount; ++n)
-    nan_probe += (window[n][0] + window[n][1]) + (window[n][2] + window[n][3]);
+  for (int n = 0; n < kCount; ++n) nan_probe += (window[n][0] + window[n][1]) + (window[n][2] + window[n][3]);
   if (any_lane(nan_probe != nan_probe)) [[unlikely]] {
     // Copies, for an array whose address leaves the function would live in memory from its first sum on.
     Vec<float> sums[kCount][4], values[kCount];

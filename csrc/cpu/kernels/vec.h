@@ -63,8 +63,8 @@ CNNFAST_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
   std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
 }
 
-// Makes the compiler hold v in a register from here on. Left alone it folds a load that several multiply-adds share into
-// each of them, and the load ports become the bound.
+// Makes the compiler hold v in a register from here on. Left alone it folds a load that several multiply-adds share
+// into each of them, and the load ports become the bound.
 template <class V>
 CNNFAST_INLINE void pin(V& v) {
 #if defined(__x86_64__) && (CNNFAST_VECTOR_BYTES <= 16 || (CNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)) || \
@@ -77,8 +77,8 @@ CNNFAST_INLINE void pin(V& v) {
 #endif
 }
 
-// Makes the compiler hold the pointer in a register, so that what follows is addressed by constant offsets from it. Left
-// alone it folds the row pointers of a patch into one base and many computed indices.
+// Makes the compiler hold the pointer in a register, so that what follows is addressed by constant offsets from it.
+// Left alone it folds the row pointers of a patch into one base and many computed indices.
 template <class T>
 CNNFAST_INLINE void hold(T*& pointer) {
   asm("" : "+r"(pointer));
@@ -137,8 +137,8 @@ CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd) {
 #endif
 }
 
-// Copies `count` elements in whole chunks, the last overlapping its neighbour. (memcpy of a short row of unknown length is
-// a library call.)
+// Copies `count` elements in whole chunks, the last overlapping its neighbour. (memcpy of a short row of unknown length
+// is a library call.)
 template <class T>
 CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
   const char* in = reinterpret_cast<const char*>(from);

@@ -1,15 +1,15 @@
-// Winograd F(2x2, 3x3) convolution + bias + ReLU + 2x2 max-pool, for inference: an output tile is exactly one pool window,
-// so the maximum is taken on the four values of the inverse transform, in registers. 16 multiplications per channel pair
-// and window instead of 36.
+// Winograd F(2x2, 3x3) convolution + bias + ReLU + 2x2 max-pool, for inference: an output tile is exactly one pool
+// window, so the maximum is taken on the four values of the inverse transform, in registers. 16 multiplications per
+// channel pair and window instead of 36.
 //
 //   Y = A^T [(G g G^T) * (B^T d B)] A      (Lavin & Gray, arXiv 1509.09308), d the 4x4 input tile, g the 3x3 kernel
 //
-// One register of windows (consecutive pooled columns) at a time: the input transform runs over windows, on even and odd
-// input columns stored apart (see direct_width.h); the products run over output channels, 4 windows x 3 registers as in
-// direct_channels.h; so does the inverse transform. Everything of one step stays in the first two cache levels.
+// One register of windows (consecutive pooled columns) at a time: the input transform runs over windows, on even and
+// odd input columns stored apart (see direct_width.h); the products run over output channels, 4 windows x 3 registers
+// as in direct_channels.h; so does the inverse transform. Everything of one step stays in the first two cache levels.
 //
-// Its rounding differs from the direct sum's and could let another element of a near-tie win, so gradients do not use it.
-// It also turns an infinity into NaN (inf - inf); a window whose result is not finite is computed again, directly.
+// Its rounding differs from the direct sum's and could let another element of a near-tie win, so gradients do not use
+// it. It also turns an infinity into NaN (inf - inf); a window whose result is not finite is computed again, directly.
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
@@ -91,10 +91,17 @@ void multiply_elements(int64_t C, int64_t windows, const float* u, const float* 
     int64_t p = 0;
     for (; p + 4 <= windows; p += 4) multiply_windows<kVectors, 4>(C, ue, ve + p, me + p * kVectors * kLane);
     switch (windows - p) {
-      case 3: multiply_windows<kVectors, 3>(C, ue, ve + p, me + p * kVectors * kLane); break;
-      case 2: multiply_windows<kVectors, 2>(C, ue, ve + p, me + p * kVectors * kLane); break;
-      case 1: multiply_windows<kVectors, 1>(C, ue, ve + p, me + p * kVectors * kLane); break;
-      default: break;
+      case 3:
+        multiply_windows<kVectors, 3>(C, ue, ve + p, me + p * kVectors * kLane);
+        break;
+      case 2:
+        multiply_windows<kVectors, 2>(C, ue, ve + p, me + p * kVectors * kLane);
+        break;
+      case 1:
+        multiply_windows<kVectors, 1>(C, ue, ve + p, me + p * kVectors * kLane);
+        break;
+      default:
+        break;
     }
   }
 }
@@ -202,9 +209,15 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
           body(job, padded, scratch, x, windows, vector * kLane, weight, value, channels);
         };
         switch (block) {
-          case 1: run(winograd_block<1>); break;
-          case 2: run(winograd_block<2>); break;
-          default: run(winograd_block<3>); break;
+          case 1:
+            run(winograd_block<1>);
+            break;
+          case 2:
+            run(winograd_block<2>);
+            break;
+          default:
+            run(winograd_block<3>);
+            break;
         }
         weight += block * kLane * (1 + kTransformed * conv.C);
         vector += block;
