@@ -8,7 +8,8 @@
 #   make clean       remove what was built (not the virtual environment)
 #
 # PYTHON is the Python to start from, VENV where the environment goes, PIP_INSTALL how packages are installed, e.g.
-# make test PIP_INSTALL="pip install --extra-index-url https://download.pytorch.org/whl/cpu" for the CPU-only torch.
+# make test PIP_INSTALL="pip install --extra-index-url URL", URL being the
+# index of CPU builds that PyTorch's installation page names.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_INSTALL ?= pip install
