@@ -1,0 +1,139 @@
+"""What the user would have had without cnnfast, each set up as its own users set it up."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import nn
+
+from .case import OURS, NotInstalled, Skipped
+from .timing import Contestant
+from .work import FORWARD, Runner, Work, runner
+
+__all__ = ["COMPILED_BATCHES", "RIVALS", "contestants", "describe"]
+
+# Compiling a case takes some ten seconds, so it is done for these batches only.
+COMPILED_BATCHES = (64, 256)
+
+
+def _eager(work: Work) -> Runner:
+    return runner(copy.deepcopy(work.plain), work)
+
+
+def _channels_last(work: Work) -> Runner:
+    work = work.in_layout(torch.channels_last)
+    return runner(work.plain, work)
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise NotInstalled(f"no package {package}")
+
+
+def _compile(work: Work) -> Runner:
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++").split()[0], "g++", "clang++")):
+        raise NotInstalled("torch.compile on the CPU needs a C++ compiler")
+    if work.input.shape[0] not in COMPILED_BATCHES:
+        batches = " and ".join(map(str, COMPILED_BATCHES))
+        raise Skipped(f"compiled for batches {batches} only: a compilation takes about 10 s")
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    # Static shapes are torch.compile's best case. Freezing (constant, prepacked weights) is for inference alone;
+    # fallback_random draws dropout's mask as eager torch does, so that a training step can be compared with it.
+    compiled = torch.compile(copy.deepcopy(work.plain), dynamic=False)
+    run = runner(compiled, work)
+    config = {"freezing": True} if work.mode == FORWARD else {"fallback_random": True}
+
+    def outputs() -> dict[str, torch.Tensor]:
+        # The first call compiles, under this configuration.
+        with inductor.patch(config), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run.outputs()
+
+    return Runner(run.call, outputs)
+
+
+def _onnxruntime(work: Work) -> Runner:
+    if work.mode != FORWARD:
+        raise Skipped("onnxruntime is for inference")
+    for package in ("onnxruntime", "onnxscript"):
+        _require(package)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        _exported(work.plain, work.input), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {session.get_inputs()[0].name: work.input.numpy()}
+    return Runner(
+        lambda: session.run(None, feed),
+        lambda: {"output": torch.from_numpy(session.run(None, feed)[0])},
+    )
+
+
+def _exported(model: nn.Module, x: torch.Tensor) -> bytes:
+    """The model as ONNX bytes, for exactly this input's shape."""
+    # The exporter's progress and its warnings about absent packages would drown the table.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(copy.deepcopy(model).eval(), (x,), dynamo=True, verbose=False)
+    return program.model_proto.SerializeToString()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """Its name in the table, what it is (for the results' metadata), how to set it up, whose threads it runs on."""
+
+    title: str
+    configuration: str
+    setup: Callable[[Work], Runner]
+    own_threads: bool = False
+
+
+# By the name that --rivals takes.
+RIVALS: Mapping[str, Rival] = {
+    "eager": Rival("torch eager", "the same torch.nn modules and dense NCHW input, eager", _eager),
+    "channels_last": Rival(
+        "torch channels_last", "torch eager, weights and input in torch.channels_last before timing", _channels_last
+    ),
+    "compile": Rival(
+        "torch.compile", "torch.compile(model, dynamic=False), inductor's freezing on for inference", _compile
+    ),
+    "onnxruntime": Rival(
+        "onnxruntime",
+        "torch.onnx.export (static shape), CPUExecutionProvider, default graph optimisations, as many intra-op threads "
+        "as torch, numpy input; inference only, timed in blocks of calls with pauses around them",
+        _onnxruntime,
+        own_threads=True,
+    ),
+}
+
+
+def describe(rivals: Collection[str]) -> dict[str, str]:
+    """Name in the table -> configuration, for the metadata."""
+    return {rival.title: rival.configuration for key, rival in RIVALS.items() if key in rivals}
+
+
+def contestants(work: Work, rivals: Collection[str]) -> dict[str, Callable[[], Contestant]]:
+    """Name -> setup of cnnfast and of the rivals that are asked for, in the table's order."""
+    ours = Rival(OURS, "", lambda work: runner(work.ours, work))
+    chosen = [ours, *(rival for key, rival in RIVALS.items() if key in rivals)]
+
+    def setup(rival: Rival) -> Contestant:
+        run = rival.setup(work)
+        return Contestant(rival.title, run.call, run.outputs, rival.own_threads)
+
+    return {rival.title: functools.partial(setup, rival) for rival in chosen}
