@@ -84,4 +84,4 @@ format: $(installed)
 	$(bin)/clang-format -i $(cpp_files)
 
 clean:
-	rm -rf build dist *.egg-info cnnfast/*.so
+	rm -rf build dist *.egg-info cnnfast/*.so $(VENV)/.installed-*

@@ -70,7 +70,8 @@ TEST(every_supported_cap_works) {
     WHERE("CNNFAST_CPU_ISA=", name);
     const Outcome outcome = choose_under(name);
     const bool known = contains(supported, std::string("\"") + name + "\"");
-    CHECK_EQ(contains(outcome.report, std::string("\"isa\": \"") + name + "\", \"reason\": \"CNNFAST_CPU_ISA\""), known);
+    CHECK_EQ(contains(outcome.report, std::string("\"isa\": \"") + name + "\", \"reason\": \"CNNFAST_CPU_ISA\""),
+             known);
     CHECK_EQ(outcome.printed.empty(), known);
   }
 }

@@ -108,9 +108,9 @@ struct Image {
         H(H),
         W(W),
         stride(strides_of(layout, C, H, W)),
-        data(N * C * H * W == 0 ? 0
-                                : 1 + (N - 1) * stride.n + (C - 1) * stride.c + (H - 1) * stride.h + (W - 1) * stride.w) {
-  }
+        data(N * C * H * W == 0
+                 ? 0
+                 : 1 + (N - 1) * stride.n + (C - 1) * stride.c + (H - 1) * stride.h + (W - 1) * stride.w) {}
   View<T> view() { return {data.data(), stride}; }
   View<const T> view() const { return {data.data(), stride}; }
   int64_t offset(int64_t n, int64_t c, int64_t h, int64_t w) const {
@@ -130,6 +130,13 @@ void for_each_element(const Image<T>& image, const Body& body) {
     for (int64_t c = 0; c < image.C; ++c)
       for (int64_t h = 0; h < image.H; ++h)
         for (int64_t w = 0; w < image.W; ++w) body(n, c, h, w);
+}
+
+// Runs `run` on [0, tasks) in two pieces, as two threads would.
+template <class Run>
+void in_two_pieces(int64_t tasks, const Run& run) {
+  run(0, tasks / 3);
+  run(tasks / 3, tasks);
 }
 
 // Equal, or both NaN.

@@ -10,9 +10,20 @@ struct Geometry {
   bool ceil_mode;
 
   Pool2dShape shape() const {
-    return {N, C, H, W, R, S, pool_output_size(H, R, stride_h, pad_h, dilation_h, ceil_mode),
-            pool_output_size(W, S, stride_w, pad_w, dilation_w, ceil_mode), stride_h, stride_w, pad_h, pad_w,
-            dilation_h, dilation_w};
+    return {N,
+            C,
+            H,
+            W,
+            R,
+            S,
+            pool_output_size(H, R, stride_h, pad_h, dilation_h, ceil_mode),
+            pool_output_size(W, S, stride_w, pad_w, dilation_w, ceil_mode),
+            stride_h,
+            stride_w,
+            pad_h,
+            pad_w,
+            dilation_h,
+            dilation_w};
   }
 };
 
@@ -48,13 +59,6 @@ Winner winner_of(const Image<T>& input, const Pool2dShape& s, int64_t n, int64_t
   return best;
 }
 
-// Runs `run` on [0, tasks) in two pieces, as two threads would.
-template <class Run>
-void in_two_pieces(int64_t tasks, const Run& run) {
-  run(0, tasks / 3);
-  run(tasks / 3, tasks);
-}
-
 // Stored is int64_t for plain pooling, uint8_t for pooling after ReLU.
 template <class T, class Stored>
 void check_pooling(const MaxPool2dKernelsOf<T, Stored>& kernels, const Pool2dShape& s, Layout layout,
@@ -62,8 +66,8 @@ void check_pooling(const MaxPool2dKernelsOf<T, Stored>& kernels, const Pool2dSha
   constexpr bool kRelu = sizeof(Stored) == 1;
   const Layout order = channels_last ? Layout::kNhwc : Layout::kNchw;
   Random random(7);
-  Image<T> input(s.N, s.C, s.H, s.W, layout), output(s.N, s.C, s.P, s.Q, order), grad_output(s.N, s.C, s.P, s.Q, layout),
-      grad_input(s.N, s.C, s.H, s.W, order);
+  Image<T> input(s.N, s.C, s.H, s.W, layout), output(s.N, s.C, s.P, s.Q, order),
+      grad_output(s.N, s.C, s.P, s.Q, layout), grad_input(s.N, s.C, s.H, s.W, order);
   Image<Stored> winner(s.N, s.C, s.P, s.Q, order);
   fill(input.data, random);
   fill(grad_output.data, random);

@@ -1,10 +1,11 @@
 // Threads: every task once, whatever their number; scratch memory that does not overlap.
+#include "cpu/parallel.h"
+
 #include <omp.h>
 
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/parallel.h"
 #include "cpu/workspace.h"
 #include "kernels_testing.h"
 

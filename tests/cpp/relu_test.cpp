@@ -24,7 +24,8 @@ void check_relu(const ReluKernels<T>& relu, int64_t size, int64_t begin) {
       CHECK_EQ(grad_input[i], grad_output[i]);
     } else {
       CHECK_EQ(output[i], input[i] > 0 ? input[i] : 0.0);
-      CHECK(!std::signbit(output[i]));
+      // A negative zero stays one, as in torch.
+      CHECK_EQ(std::signbit(output[i]), input[i] == 0 && std::signbit(input[i]));
       CHECK_EQ(grad_input[i], input[i] > 0 ? grad_output[i] : 0.0);
     }
   }

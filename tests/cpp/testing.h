@@ -43,8 +43,8 @@ void check_equal(const A& a, const B& b, const char* file, int line, const char*
 
 }  // namespace testing
 
-#define TEST(name)                                                   \
-  static void test_##name();                                         \
+#define TEST(name)                                                                    \
+  static void test_##name();                                                          \
   [[maybe_unused]] static const bool added_##name = testing::add(#name, test_##name); \
   static void test_##name()
 #define CHECK(condition) testing::report((condition), __FILE__, __LINE__, #condition)

@@ -1,0 +1,196 @@
+// The general convolution (implicit GEMM) of every instruction set and storage type against seven plain loops.
+#include <omp.h>
+
+#include "cpu/implicit_gemm.h"
+#include "kernels_testing.h"
+
+using namespace cnnfast;
+
+namespace {
+
+struct Geometry {
+  int64_t N, C, H, W, K, R, S, G, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w;
+
+  Conv2dShape shape() const {
+    return {N,
+            C,
+            H,
+            W,
+            K,
+            R,
+            S,
+            conv_output_size(H, R, stride_h, pad_top + pad_bottom, dilation_h),
+            conv_output_size(W, S, stride_w, pad_left + pad_right, dilation_w),
+            G,
+            stride_h,
+            stride_w,
+            pad_top,
+            pad_bottom,
+            pad_left,
+            pad_right,
+            dilation_h,
+            dilation_w};
+  }
+};
+
+constexpr Geometry kGeometries[] = {
+    {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},  // the lecture's
+    {1, 12, 14, 14, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
+    {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},   // everything odd, padding on one side
+    {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},    // groups
+    {2, 9, 5, 6, 18, 3, 3, 9, 1, 1, 1, 1, 1, 1, 1, 1},   // one channel each
+    {1, 70, 3, 4, 67, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // a plain matrix product and its tails
+    {1, 3, 4, 90, 33, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2, 2},  // a wide row
+    {5, 2, 3, 3, 17, 3, 3, 1, 4, 4, 1, 1, 1, 1, 1, 1},   // input that no window reads
+    {1, 300, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // many channels to one pixel
+    {0, 3, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},    // no images
+};
+
+template <class T>
+struct Operands {
+  Operands(const Conv2dShape& s, Layout layout)
+      : input(s.N, s.C, s.H, s.W, layout),
+        weight(s.K, s.C / s.G, s.R, s.S, layout),
+        output(s.N, s.K, s.P, s.Q, layout),
+        bias(s.K),
+        input_bias(s.C) {}
+  Image<T> input, weight, output;
+  Buffer<T> bias, input_bias;
+};
+
+// Calls body(n, k, p, q, c, r, s, h, w) for every product of the convolution; c counts within the group.
+template <class Body>
+void for_each_product(const Conv2dShape& s, const Body& body) {
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t k = 0; k < s.K; ++k)
+      for (int64_t p = 0; p < s.P; ++p)
+        for (int64_t q = 0; q < s.Q; ++q)
+          for (int64_t c = 0; c < s.C / s.G; ++c)
+            for (int64_t r = 0; r < s.R; ++r)
+              for (int64_t t = 0; t < s.S; ++t) {
+                const int64_t h = p * s.stride_h - s.pad_top + r * s.dilation_h;
+                const int64_t w = q * s.stride_w - s.pad_left + t * s.dilation_w;
+                if (h >= 0 && h < s.H && w >= 0 && w < s.W) body(n, k, p, q, c, r, t, h, w);
+              }
+}
+
+template <class T>
+void check_equal_to(const Image<T>& image, const std::vector<double>& expected, bool relu = false) {
+  for_each_element(image, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
+    const double x = expected[static_cast<size_t>(image.offset(n, c, h, w))];
+    CHECK_EQ(image.at(n, c, h, w), rounded<T>(relu && x < 0 ? 0 : x));
+  });
+}
+
+// Small integers, so every order of summation gives the same float and results are compared by value.
+template <class T>
+struct Example {
+  Example(const Conv2dShape& shape, Layout layout, bool with_bias)
+      : s(shape),
+        layout(layout),
+        with_bias(with_bias),
+        given(s, layout),
+        output(static_cast<size_t>(given.output.data.size())),
+        grad_input(static_cast<size_t>(given.input.data.size())),
+        grad_weight(static_cast<size_t>(given.weight.data.size())),
+        grad_bias(static_cast<size_t>(s.K)) {
+    Random random(3);
+    for (Buffer<T>* buffer :
+         {&given.input.data, &given.weight.data, &given.output.data, &given.bias, &given.input_bias})
+      fill(*buffer, random);
+    for_each_element(given.output, [&](int64_t n, int64_t k, int64_t p, int64_t q) {
+      if (with_bias) output[static_cast<size_t>(given.output.offset(n, k, p, q))] = given.bias[k];
+      grad_bias[static_cast<size_t>(k)] += given.output.at(n, k, p, q);
+    });
+    for_each_element(given.input, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
+      if (with_bias) grad_input[static_cast<size_t>(given.input.offset(n, c, h, w))] = given.input_bias[c];
+    });
+    for_each_product(
+        s, [&](int64_t n, int64_t k, int64_t p, int64_t q, int64_t c, int64_t r, int64_t t, int64_t h, int64_t w) {
+          const int64_t channel = k / (s.K / s.G) * (s.C / s.G) + c;
+          const int64_t x = given.input.offset(n, channel, h, w), f = given.weight.offset(k, c, r, t),
+                        y = given.output.offset(n, k, p, q);
+          output[static_cast<size_t>(y)] += given.input.data[x] * given.weight.data[f];
+          grad_input[static_cast<size_t>(x)] += given.output.data[y] * given.weight.data[f];
+          grad_weight[static_cast<size_t>(f)] += given.output.data[y] * given.input.data[x];
+        });
+  }
+
+  // With the instruction set in use.
+  void check() const {
+    Operands<T> made(s, layout);
+    implicit_gemm_forward<T>(s, given.input.view(), given.weight.view(), with_bias ? given.bias.data() : nullptr,
+                             with_bias, made.output.view());
+    check_equal_to(made.output, output, with_bias);
+    implicit_gemm_backward_input<T>(s, given.output.view(), given.weight.view(),
+                                    with_bias ? given.input_bias.data() : nullptr, made.input.view());
+    check_equal_to(made.input, grad_input);
+    implicit_gemm_backward_weight<T>(s, given.input.view(), given.output.view(), made.weight.view());
+    check_equal_to(made.weight, grad_weight);
+    sum_over_pixels<T>(s.N, s.K, s.P, s.Q, given.output.view(), made.bias.data());
+    for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(made.bias[k], rounded<T>(grad_bias[static_cast<size_t>(k)]));
+  }
+
+  Conv2dShape s;
+  Layout layout;
+  bool with_bias;
+  Operands<T> given;
+  std::vector<double> output, grad_input, grad_weight, grad_bias;
+};
+
+}  // namespace
+
+TEST(implicit_gemm) {
+  omp_set_num_threads(2);
+  const std::vector<const CpuKernels*> tables = runnable_kernels();
+  for (size_t i = 0; i < std::size(kGeometries); ++i) {
+    for (const Layout layout : kLayouts) {
+      for (const bool with_bias : {false, true}) {
+        for_each_type([&](auto zero) {
+          using T = decltype(zero);
+          const Example<T> example(kGeometries[i].shape(), layout, with_bias);
+          for (const CpuKernels* kernels : tables) {
+            WHERE(kernels->isa, " ", type_name<T>(), " geometry ", i, " layout ", static_cast<int>(layout),
+                  with_bias ? " with bias" : "");
+            set_cpu_isa(kernels->isa);
+            example.check();
+          }
+        });
+      }
+    }
+  }
+}
+
+// Random floats this time: their sums do depend on the order.
+TEST(bits_do_not_depend_on_threads) {
+  const Conv2dShape s = Geometry{7, 5, 13, 12, 19, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}.shape();
+  Random random(5);
+  Operands<float> given(s, Layout::kNchw);
+  for (Image<float>* image : {&given.input, &given.weight, &given.output})
+    for (int64_t i = 0; i < image->data.size(); ++i) image->data.set(i, random.bits() * 0x1p-31 - 1.0);
+  const Operands<float>& in = given;
+  const auto run = [&](int threads) {
+    omp_set_num_threads(threads);
+    Operands<float> made(s, Layout::kNchw);
+    implicit_gemm_forward<float>(s, in.input.view(), in.weight.view(), nullptr, false, made.output.view());
+    implicit_gemm_backward_input<float>(s, in.output.view(), in.weight.view(), nullptr, made.input.view());
+    implicit_gemm_backward_weight<float>(s, in.input.view(), in.output.view(), made.weight.view());
+    sum_over_pixels<float>(s.N, s.K, s.P, s.Q, in.output.view(), made.bias.data());
+    return made;
+  };
+  const auto same_bits = [](const Buffer<float>& a, const Buffer<float>& b) {
+    return std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size()) * sizeof(float)) == 0;
+  };
+  for (const CpuKernels* kernels : runnable_kernels()) {
+    WHERE(kernels->isa);
+    set_cpu_isa(kernels->isa);
+    const Operands<float> one = run(1);
+    for (const int threads : {2, 3, 2}) {
+      const Operands<float> many = run(threads);
+      CHECK(same_bits(one.output.data, many.output.data));
+      CHECK(same_bits(one.input.data, many.input.data));
+      CHECK(same_bits(one.weight.data, many.weight.data));
+      CHECK(same_bits(one.bias, many.bias));
+    }
+  }
+}
