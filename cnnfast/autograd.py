@@ -61,6 +61,9 @@ class Op(Function):
             return output
 
         cls.forward = staticmethod(forward)  # type: ignore[method-assign]
+        # Function.apply itself first asks for a setup_context and for torch.func transforms, at a fifth of the cost of
+        # a small call; there is none of the former here, and routing.py has sent the latter to torch's own op.
+        cls.apply = super(Function, cls).apply  # type: ignore[method-assign, misc]
 
 
 class Conv2d(Op):

@@ -92,8 +92,8 @@ def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
             return Reason(f"no kernel for layout {tensor.layout}")
     if library.load_error is not None:
         return NOT_LOADED
-    if compiling:
-        return None
+    if compiling:  # ONNX has convolution and pooling, not our ops
+        return TRACING if torch.onnx.is_in_onnx_export() else None
     if torch._C._are_functorch_transforms_active():
         return FUNCTORCH
     # The level is that of the innermost dual_level(), -1 outside all.

@@ -145,6 +145,19 @@ def test_a_symbolically_traced_module_holds_torchs_ops() -> None:
     assert {node.target for node in traced.graph.nodes if node.op == "call_function"} >= {torch.conv2d}
 
 
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_export_writes_standard_operators(dynamo: bool, tmp_path: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    model = torch.nn.Sequential(cnnfast.ConvReLUMaxPool2d(2, 3, 3), cnnfast.AvgPool2d(2)).eval()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, (torch.randn(1, 2, 10, 10),), file, dynamo=dynamo)
+    operators = {node.op_type for node in onnx.load(file).graph.node}
+    assert operators >= {"Conv", "Relu", "MaxPool", "AveragePool"}
+
+
 def test_without_the_library_torch_computes_and_says_why(tmp_path: Any) -> None:
     source = os.path.dirname(cnnfast.__file__)
     package = tmp_path / "cnnfast"
