@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, c
   DirectPlan plan;
   if (input.scalar_type() == ScalarType::Float &&
       cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, return_code, &plan)) {
-    const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
+    // max_pool2d's rule: of one image without batch, the result is contiguous.
+    const bool channels_last = input.dim() == 4 && conv_channels_last(input, weight);
     const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
     Tensor output = empty(input, size, input.dim(), channels_last);
     Tensor code = return_code ? empty(input, size, input.dim(), channels_last, ScalarType::Byte)
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
       conv, pool, const_view(grad_output), view_of<const uint8_t>(code), const_view(input), {}, nullptr, want_weight};
   Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) {
-    grad_input = empty(input, {conv.N, C, conv.H, conv.W}, input.dim(), suggests_channels_last(input));
+    grad_input = empty(input, {conv.N, C, conv.H, conv.W}, input.dim(), conv_channels_last(input, weight));
     job.grad_input = view_of<float>(grad_input);
   }
 
@@ -125,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
       for (int64_t i = 0; i < weight_size + K; ++i) partial[i] += partial[slice * (weight_size + K) + i];
   }
   if (output_mask[1]) {
-    grad_weight = empty(weight, {K, C, R, S}, 4, suggests_channels_last(weight));
+    grad_weight = empty(weight, {K, C, R, S}, 4, conv_channels_last(input, weight));
     const View<float> out = view_of<float>(grad_weight);
     for (int64_t k = 0; k < K; ++k)
       for (int64_t c = 0; c < C; ++c)
