@@ -1,6 +1,8 @@
-// The general convolution (implicit GEMM) of every instruction set and storage type against seven plain loops.
+// The convolutions without a pool, implicit GEMM and direct, of every instruction set and storage type against seven
+// plain loops.
 #include <omp.h>
 
+#include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
 #include "kernels_testing.h"
 
@@ -33,9 +35,14 @@ struct Geometry {
   }
 };
 
+// The first few are for algorithm `direct` to take.
+constexpr size_t kDirectGeometries = 4;
 constexpr Geometry kGeometries[] = {
-    {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},  // the lecture's
-    {1, 12, 14, 14, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
+    {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},   // the lecture's
+    {1, 12, 14, 14, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},  // and its second
+    {1, 4, 90, 47, 5, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},    // more than one band, tails, padding on one side
+    {2, 3, 4, 12, 9, 1, 3, 1, 1, 1, 0, 0, 1, 1, 1, 1},     // rows of less than a 64-byte register
+    {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
     {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},   // everything odd, padding on one side
     {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},    // groups
     {2, 9, 5, 6, 18, 3, 3, 9, 1, 1, 1, 1, 1, 1, 1, 1},   // one channel each
@@ -131,6 +138,16 @@ struct Example {
     for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(made.bias[k], rounded<T>(grad_bias[static_cast<size_t>(k)]));
   }
 
+  // Whether algorithm `direct` takes this example, and with the right result.
+  bool check_direct() const {
+    Operands<T> made(s, layout);
+    const float* bias = with_bias ? given.bias.data() : nullptr;
+    if (!direct_conv2d_forward(s, given.input.view(), given.weight.view(), bias, with_bias, made.output.view()))
+      return false;
+    check_equal_to(made.output, output, with_bias);
+    return true;
+  }
+
   Conv2dShape s;
   Layout layout;
   bool with_bias;
@@ -156,6 +173,24 @@ TEST(implicit_gemm) {
             example.check();
           }
         });
+      }
+    }
+  }
+}
+
+TEST(direct) {
+  omp_set_num_threads(2);
+  const std::vector<const CpuKernels*> tables = runnable_kernels();
+  for (size_t i = 0; i < std::size(kGeometries); ++i) {
+    for (const Layout layout : kLayouts) {
+      for (const bool with_bias : {false, true}) {
+        const Example<float> example(kGeometries[i].shape(), layout, with_bias);
+        for (const CpuKernels* kernels : tables) {
+          WHERE(kernels->isa, " geometry ", i, " layout ", static_cast<int>(layout), with_bias ? " with bias" : "");
+          set_cpu_isa(kernels->isa);
+          const bool taken = example.check_direct();
+          if (i < kDirectGeometries) CHECK_EQ(taken, layout == Layout::kNchw);
+        }
       }
     }
   }
