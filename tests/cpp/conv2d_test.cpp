@@ -40,7 +40,7 @@ constexpr size_t kDirectGeometries = 4;
 constexpr Geometry kGeometries[] = {
     {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},   // the lecture's
     {1, 12, 14, 14, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},  // and its second
-    {1, 4, 90, 47, 5, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},    // more than one band, tails, padding on one side
+    {1, 4, 90, 47, 2, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},    // more than one band, tails, padding on one side
     {2, 3, 4, 12, 9, 1, 3, 1, 1, 1, 0, 0, 1, 1, 1, 1},     // rows of less than a 64-byte register
     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
     {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},   // everything odd, padding on one side
@@ -157,43 +157,36 @@ struct Example {
 
 }  // namespace
 
-TEST(implicit_gemm) {
-  omp_set_num_threads(2);
-  const std::vector<const CpuKernels*> tables = runnable_kernels();
+// Calls body(i, example) for each geometry i, layout and instruction set; every other example has a bias and a ReLU.
+template <class T, class Body>
+void for_each_example(const Body& body) {
   for (size_t i = 0; i < std::size(kGeometries); ++i) {
     for (const Layout layout : kLayouts) {
-      for (const bool with_bias : {false, true}) {
-        for_each_type([&](auto zero) {
-          using T = decltype(zero);
-          const Example<T> example(kGeometries[i].shape(), layout, with_bias);
-          for (const CpuKernels* kernels : tables) {
-            WHERE(kernels->isa, " ", type_name<T>(), " geometry ", i, " layout ", static_cast<int>(layout),
-                  with_bias ? " with bias" : "");
-            set_cpu_isa(kernels->isa);
-            example.check();
-          }
-        });
+      const bool with_bias = (i + static_cast<size_t>(layout)) % 2 == 0;
+      const Example<T> example(kGeometries[i].shape(), layout, with_bias);
+      for (const CpuKernels* kernels : runnable_kernels()) {
+        WHERE(kernels->isa, " ", type_name<T>(), " geometry ", i, " layout ", static_cast<int>(layout));
+        set_cpu_isa(kernels->isa);
+        body(i, example);
       }
     }
   }
 }
 
+TEST(implicit_gemm) {
+  omp_set_num_threads(2);
+  for_each_type([](auto zero) {
+    using T = decltype(zero);
+    for_each_example<T>([](size_t, const Example<T>& example) { example.check(); });
+  });
+}
+
 TEST(direct) {
   omp_set_num_threads(2);
-  const std::vector<const CpuKernels*> tables = runnable_kernels();
-  for (size_t i = 0; i < std::size(kGeometries); ++i) {
-    for (const Layout layout : kLayouts) {
-      for (const bool with_bias : {false, true}) {
-        const Example<float> example(kGeometries[i].shape(), layout, with_bias);
-        for (const CpuKernels* kernels : tables) {
-          WHERE(kernels->isa, " geometry ", i, " layout ", static_cast<int>(layout), with_bias ? " with bias" : "");
-          set_cpu_isa(kernels->isa);
-          const bool taken = example.check_direct();
-          if (i < kDirectGeometries) CHECK_EQ(taken, layout == Layout::kNchw);
-        }
-      }
-    }
-  }
+  for_each_example<float>([](size_t i, const Example<float>& example) {
+    const bool taken = example.check_direct();
+    if (i < kDirectGeometries) CHECK_EQ(taken, example.layout == Layout::kNchw);
+  });
 }
 
 // Random floats this time: their sums do depend on the order.
