@@ -104,11 +104,12 @@ void scatter_channels(const T* __restrict from, int64_t channels, View<T> to, in
   // Rows that follow each other without a gap are one row.
   const bool joined = to.stride.h == pool.Q * to.stride.w;
   const int64_t lines = joined ? 1 : rows, length = joined ? rows * pool.Q : pool.Q;
-  for (int64_t k = 0; k < pool.C; ++k) {
-    const T* in = from + k;
-    for (int64_t i = 0; i < lines; ++i) {
-      T* __restrict out = to.at(n, k, top + i, 0);
-      for (int64_t j = 0; j < length; ++j, in += channels) out[j * to.stride.w] = *in;
+  for (int64_t i = 0; i < lines; ++i, from += length * channels) {
+    if (to.stride.w == 1) {
+      transpose(from, channels, length, pool.C, to.at(n, 0, top + i, 0), to.stride.c);
+    } else {
+      for (int64_t j = 0; j < length; ++j)
+        for (int64_t k = 0; k < pool.C; ++k) to.at(n, k, top + i, 0)[j * to.stride.w] = from[j * channels + k];
     }
   }
 }

@@ -67,9 +67,11 @@ static void pack_image(const Conv2dShape& conv, const PatchImage& image, View<co
   const int64_t h_end = min(conv.H, image.rows - conv.pad_top), w_end = min(conv.W, image.columns - conv.pad_left);
   for (int64_t h = 0; h < h_end; ++h) {
     float* row = out + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C;
-    for (int64_t c = 0; c < conv.C; ++c) {
-      const float* in = input.at(n, c, h, 0);
-      for (int64_t w = 0; w < w_end; ++w) row[w * conv.C + c] = in[w * input.stride.w];
+    if (input.stride.w == 1) {
+      transpose(input.at(n, 0, h, 0), input.stride.c, conv.C, w_end, row, conv.C);
+    } else {
+      for (int64_t w = 0; w < w_end; ++w)
+        for (int64_t c = 0; c < conv.C; ++c) row[w * conv.C + c] = *input.at(n, c, h, w);
     }
   }
 }
@@ -77,14 +79,17 @@ static void pack_image(const Conv2dShape& conv, const PatchImage& image, View<co
 static void unpack_image(const Conv2dShape& conv, const PatchImage& image, const float* from, View<float> out,
                          int64_t n) {
   const int64_t h_end = min(conv.H, image.rows - conv.pad_top), w_end = min(conv.W, image.columns - conv.pad_left);
-  for (int64_t c = 0; c < conv.C; ++c) {
-    for (int64_t h = 0; h < conv.H; ++h) {
-      float* row = out.at(n, c, h, 0);
-      const float* in = from + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C + c;
-      const int64_t end = h < h_end ? max<int64_t>(w_end, 0) : 0;
-      for (int64_t w = 0; w < end; ++w) row[w * out.stride.w] = in[w * conv.C];
-      for (int64_t w = end; w < conv.W; ++w) row[w * out.stride.w] = 0;  // no window reached it
+  for (int64_t h = 0; h < conv.H; ++h) {
+    const int64_t end = h < h_end ? max<int64_t>(w_end, 0) : 0;
+    const float* row = from + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C;
+    if (out.stride.w == 1) {
+      transpose(row, conv.C, end, conv.C, out.at(n, 0, h, 0), out.stride.c);
+    } else {
+      for (int64_t w = 0; w < end; ++w)
+        for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = row[w * conv.C + c];
     }
+    for (int64_t w = end; w < conv.W; ++w)
+      for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = 0;  // no window reached it
   }
 }
 
@@ -101,11 +106,15 @@ void sum_patches(const float* image, int64_t pitch, const int32_t* offset, const
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) sum[chain][r][v] = chain == 0 ? load_as<V>(sums + r * row + v * kLane) : V{};
+  // The next patch's address is loaded one element ahead: a patch's loads fill the load queue, so that an address which
+  // is itself loaded would be waited for. (offset and g may be read one past the last element.)
   int64_t i = 0;
+  const float* next = image + offset[0];
   for (; i + kChains <= live; i += kChains) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < kChains; ++chain) {
-      const float* patch = image + offset[i + chain];
+      const float* patch = next;
+      next = image + offset[i + chain + 1];
       const V gv = g[i + chain] - V{};
 #pragma GCC unroll 3
       for (int r = 0; r < kRows; ++r, patch += pitch) {
@@ -166,11 +175,12 @@ void add_patches(const AddPatches& job) {
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 12
         for (int v = 0; v < kVectors; ++v) sum[r][v] = V{};
+      int64_t k = __builtin_ctzll(mask);
       do {
-        const int64_t k = __builtin_ctzll(mask);
-        mask &= mask - 1;
-        const V gv = g[k * windows] - V{};
         const float* w = weight + k * weight_stride;
+        const V gv = g[k * windows] - V{};
+        mask &= mask - 1;
+        k = __builtin_ctzll(mask | uint64_t{1} << 63);  // the next channel, one ahead of its use
 #pragma GCC unroll 3
         for (int r = 0; r < kRows; ++r, w += row) {
           hold(w);
@@ -258,7 +268,7 @@ struct SparseScratch {
     take(grad_image, image_size);
     take(g, conv.K * windows);
     take(live_g, windows);
-    take(offset, windows);
+    take(offset, windows + 1);
     take(window, windows);
     take(masks, windows * (pool.R * pool.S + 1));
     code = base == nullptr ? nullptr : reinterpret_cast<uint8_t*>(base + used);

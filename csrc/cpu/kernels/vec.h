@@ -158,4 +158,38 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
   }
 }
 
+// to[column][row] = from[row][column], both dense in their last dimension. In blocks of 4x4, whose last row and column
+// of blocks overlap their neighbours.
+template <class T>
+CNNFAST_INLINE void transpose(const T* __restrict from, int64_t from_stride, int64_t rows, int64_t columns,
+                              T* __restrict to, int64_t to_stride) {
+  if constexpr (sizeof(T) == 4) {
+    if (rows >= 4 && columns >= 4) {
+      typedef T Block __attribute__((vector_size(16)));
+      for (int64_t i = 0; i < rows; i += 4) {
+        if (i + 4 > rows) i = rows - 4;
+        for (int64_t j = 0; j < columns; j += 4) {
+          if (j + 4 > columns) j = columns - 4;
+          Block row[4];
+#pragma GCC unroll 4
+          for (int b = 0; b < 4; ++b) std::memcpy(&row[b], from + (i + b) * from_stride + j, sizeof(Block));
+          const Block ab_low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+          const Block ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+          const Block cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+          const Block cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+          const Block column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+                                   __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+                                   __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                                   __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+          for (int b = 0; b < 4; ++b) std::memcpy(to + (j + b) * to_stride + i, &column[b], sizeof(Block));
+        }
+      }
+      return;
+    }
+  }
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t i = 0; i < rows; ++i) to[j * to_stride + i] = from[i * from_stride + j];
+}
+
 }  // namespace cnnfast::CNNFAST_ISA
