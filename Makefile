@@ -8,14 +8,16 @@
 #   make clean       remove what was built (not the virtual environment)
 #
 # PYTHON is the Python to start from, VENV where the environment goes, PIP_INSTALL how packages are installed, e.g.
-# make test PIP_INSTALL="pip install --extra-index-url URL", URL being the
-# index of CPU builds that PyTorch's installation page names.
+# make test PIP_INSTALL="pip install --extra-index-url URL", URL being the index of CPU builds that PyTorch's
+# installation page names.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_INSTALL ?= pip install
 # The torch that cnnfast is tested with, and a later one on which the same wheel must run.
 TORCH := 2.13.0
 LATER_TORCH := 2.14.1
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 bin := $(abspath $(VENV))/bin
 later_bin := $(abspath $(VENV))-later/bin
