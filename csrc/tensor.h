@@ -50,6 +50,13 @@ inline bool suggests_channels_last(const Tensor& tensor) {
   return true;
 }
 
+inline bool same_size(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
 // An uninitialised tensor like `like` in dtype (unless given) and device.
 inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int64_t dims, bool channels_last,
                     ScalarType dtype) {

@@ -179,3 +179,29 @@ def test_backward_twice_needs_retain_graph(device: torch.device) -> None:
     assert torch.equal(weight.grad, 2 * first)
     with pytest.raises(RuntimeError, match="second time"):
         output.backward()
+
+
+def _backward_of_code(code: Tensor, pool_padding: int = 0) -> None:
+    """The raw backward of a 3x3 pooling with stride 2 over a 4x4 map, from a code of the caller's."""
+    grad_output, input, weight = torch.ones(1, 2, 2, 2), torch.ones(1, 3, 4, 4), torch.ones(2, 3, 3, 3)
+    convolution = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    pool = ((3, 3), (2, 2), (pool_padding, pool_padding), (1, 1), pool_padding == 0)  # 2x2 windows either way
+    torch.ops.cnnfast.conv2d_relu_max_pool2d_backward(
+        grad_output, code, input, weight, *convolution, *pool, (True, True, True)
+    )
+
+
+def test_code_from_outside_is_checked() -> None:
+    """A code is followed as an offset into the image, so one that leads out of it must not be."""
+    good = torch.full((1, 2, 2, 2), 255, dtype=torch.uint8)
+    _backward_of_code(good)
+    with pytest.raises(RuntimeError, match=r"code must have the shape of grad_output, but got code.shape=\[8\]"):
+        _backward_of_code(good.flatten())
+    with pytest.raises(RuntimeError, match="code must have dtype uint8, but got code.dtype="):
+        _backward_of_code(good.int())
+    # 9 is past the window; element 8 of the last window lies beyond the map, element 0 of the first in the padding.
+    for winner, place, padding in ((9, (0, 1, 0, 0), 0), (8, (0, 1, 1, 1), 0), (0, (0, 0, 0, 0), 1)):
+        bad = good.clone()
+        bad[place] = winner
+        with pytest.raises(RuntimeError, match="every code must be 255 or name a winner inside the 4x4 map"):
+            _backward_of_code(bad, padding)

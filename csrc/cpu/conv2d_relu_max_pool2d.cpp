@@ -4,6 +4,7 @@
 // convolution and the general ReLU + max-pool with the same code.
 #include "cpu/conv2d_relu_max_pool2d.h"
 
+#include <atomic>
 #include <tuple>
 
 #include "checks.h"
@@ -17,6 +18,7 @@ namespace cnnfast {
 namespace {
 
 constexpr const char* kOp = "conv2d_relu_max_pool2d";
+constexpr const char* kBackward = "conv2d_relu_max_pool2d_backward";
 
 Pool2dShape pool_shape(const Conv2dShape& conv, const IntList& kernel_size, const IntList& stride,
                        const IntList& padding, const IntList& dilation, bool ceil_mode) {
@@ -70,7 +72,7 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, c
     const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
     Tensor output = empty(input, size, input.dim(), channels_last);
     Tensor code = return_code ? empty(input, size, input.dim(), channels_last, ScalarType::Byte)
-                              : empty(input, {0, 0, 0, 0}, 4, false, ScalarType::Byte);
+                              : empty_vector(input, 0, ScalarType::Byte);
     direct_forward(conv, pool, plan, input, weight, bias, output, return_code ? &code : nullptr);
     return {output, code};
   }
@@ -114,12 +116,16 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
   for (int64_t i = 0; i < partial_size; ++i) partial[i] = 0;
 
   const int64_t task_bytes = kernels.sparse_workspace_bytes(conv, pool);
+  std::atomic<bool> inside{true};
   parallel_tasks(slices, [&](int64_t slice) {
     Workspace scratch(Workspace::needed<char>(task_bytes));
     float* sums = partial + slice * (weight_size + K);
-    kernels.backward(job, slice_begin(conv.N, slice, slices), slice_begin(conv.N, slice + 1, slices), sums,
-                     sums + weight_size, scratch.take<char>(task_bytes));
+    if (!kernels.backward(job, slice_begin(conv.N, slice, slices), slice_begin(conv.N, slice + 1, slices), sums,
+                          sums + weight_size, scratch.take<char>(task_bytes)))
+      inside = false;
   });
+  CNNFAST_CHECK(inside, kBackward, ": every code must be ", int{kClipped}, " or name a winner inside the ", conv.P, "x",
+                conv.Q, " map, but got one outside of it");
 
   if (want_weight) {  // in the order of the slices, whoever computed them
     for (int64_t slice = 1; slice < slices; ++slice)
@@ -144,12 +150,15 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward(
     const Tensor& grad_output, const Tensor& code, const Tensor& input, const Tensor& weight, IntList stride,
     IntList padding, IntList dilation, int64_t groups, IntList pool_kernel_size, IntList pool_stride,
     IntList pool_padding, IntList pool_dilation, bool ceil_mode, std::vector<bool> output_mask) {
-  const Conv2dShape conv = conv2d_shape(kOp, input, weight, std::nullopt, stride, padding, dilation, groups);
+  const Conv2dShape conv = conv2d_shape(kBackward, input, weight, std::nullopt, stride, padding, dilation, groups);
   const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
-  check_grad_output(kOp, grad_output, input, {conv.N, conv.K, pool.P, pool.Q});
-  CNNFAST_CHECK(code.scalar_type() == ScalarType::Byte && code.numel() == grad_output.numel(), kOp,
-                ": code must be the uint8 code of the forward, but got code.shape=", show_size(code));
-  CNNFAST_CHECK(output_mask.size() == 3, kOp, ": output_mask must have 3 values, but got ", output_mask.size());
+  check_grad_output(kBackward, grad_output, input, {conv.N, conv.K, pool.P, pool.Q});
+  CNNFAST_CHECK(code.scalar_type() == ScalarType::Byte, kBackward,
+                ": code must have dtype uint8, but got code.dtype=", code.scalar_type());
+  CNNFAST_CHECK(same_size(code, grad_output), kBackward,
+                ": code must have the shape of grad_output, but got code.shape=", show_size(code),
+                ", grad_output.shape=", show_size(grad_output));
+  check_output_mask(kBackward, output_mask);
 
   if (input.scalar_type() == ScalarType::Float && cpu_kernels().conv2d_relu_max_pool2d.sparse(conv, pool))
     return pool_sparse_backward(conv, pool, grad_output, code, input, weight, output_mask);

@@ -63,8 +63,8 @@ struct ConvReluMaxPool2dKernels {
   // Floats in one row (fixed k and r) of the packed weight and of grad_weight's partial sums.
   int64_t (*sparse_row)(const Conv2dShape&);
   int64_t (*sparse_workspace_bytes)(const Conv2dShape&, const Pool2dShape&);
-  // Images [begin, end); adds to the partial sums.
-  void (*backward)(const PoolSparseBackward&, int64_t begin, int64_t end, float* grad_weight, float* grad_bias,
+  // Images [begin, end); adds to the partial sums. False, and incomplete, if a code's winner lies outside the map.
+  bool (*backward)(const PoolSparseBackward&, int64_t begin, int64_t end, float* grad_weight, float* grad_bias,
                    char* workspace);
 };
 

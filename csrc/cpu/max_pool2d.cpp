@@ -87,7 +87,7 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
   check_image(kBackward, "grad_output", grad_output);
   CNNFAST_CHECK(indices.scalar_type() == ScalarType::Long, kBackward,
                 ": indices must have dtype int64, but got indices.dtype=", indices.scalar_type());
-  CNNFAST_CHECK(show_size(indices) == show_size(grad_output), kBackward,
+  CNNFAST_CHECK(same_size(indices, grad_output), kBackward,
                 ": indices must have the shape of grad_output, but got indices.shape=", show_size(indices),
                 ", grad_output.shape=", show_size(grad_output));
   Pool2dShape s{};

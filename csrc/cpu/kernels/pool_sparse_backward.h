@@ -341,6 +341,27 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
   return live;
 }
 
+// Whether every winner of one image lies in the un-pooled map: its patch then lies in the packed image. A code is data
+// from outside, and the kernels follow it without bounds.
+static bool winners_inside(const uint8_t* code, const Conv2dShape& conv, const Pool2dShape& pool) {
+  const int64_t windows = pool.P * pool.Q, codes = pool.R * pool.S;
+  bool outside = false;
+  for (int64_t i = 0; i < pool.C * windows; ++i) outside |= (code[i] >= codes) & (code[i] != kClipped);
+  if (outside) return false;
+  const int64_t h_last = (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h - pool.pad_h;
+  const int64_t w_last = (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w - pool.pad_w;
+  if (pool.pad_h == 0 && pool.pad_w == 0 && h_last < conv.P && w_last < conv.Q) return true;
+  for (int64_t k = 0; k < pool.C; ++k)
+    for (int64_t i = 0; i < pool.P; ++i)
+      for (int64_t j = 0; j < pool.Q; ++j, ++code) {
+        if (*code == kClipped) continue;
+        const int64_t h = i * pool.stride_h - pool.pad_h + *code / pool.S * pool.dilation_h;
+        const int64_t w = j * pool.stride_w - pool.pad_w + *code % pool.S * pool.dilation_w;
+        outside |= (h < 0) | (h >= conv.P) | (w < 0) | (w >= conv.Q);
+      }
+  return !outside;
+}
+
 // Sum of `count` floats, which are followed by a register of scratch.
 static float sum_floats(float* values, int64_t count) {
   store_vec(values + count, Vec<float>{});
@@ -351,7 +372,7 @@ static float sum_floats(float* values, int64_t count) {
   return total;
 }
 
-static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, int64_t end, float* grad_weight,
+static bool pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, int64_t end, float* grad_weight,
                                  float* grad_bias, char* workspace) {
   const Conv2dShape& conv = job.conv;
   const Pool2dShape& pool = job.pool;
@@ -378,6 +399,7 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
   for (int64_t n = begin; n < end; ++n) {
     const float* g = gather_pooled(job.grad_output, n, pool, scratch.g);
     const uint8_t* code = gather_pooled(job.code, n, pool, scratch.code);
+    if (!winners_inside(code, conv, pool)) return false;
 
     if (job.want_grad_weight) {
       pack_image(conv, image, job.input, n, scratch.image);
@@ -415,6 +437,7 @@ static void pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
       unpack_image(conv, image, scratch.grad_image, job.grad_input, n);
     }
   }
+  return true;
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
