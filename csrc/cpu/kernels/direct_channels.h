@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/constant.h"
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/pool_window.h"
 
@@ -126,34 +127,16 @@ void direct_channels(const DirectForward& job, int64_t n, int64_t band_index, ch
   uint8_t* code = reinterpret_cast<uint8_t*>(value + round_up(job.plan.band * job.pool.Q * channels, 16));
 
   copy_padded(conv, job.input, n, 2 * top * conv.stride_h, padded, x);
-  const bool unit = conv.R == 3 && conv.S == 3 && conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 &&
-                    conv.dilation_w == 1;
+  const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize && conv.stride_h == 1 && conv.stride_w == 1 &&
+                    conv.dilation_h == 1 && conv.dilation_w == 1;
   const float* weight = job.packed_weight;
   for (int64_t vector = 0; vector * kLanes<float> < channels;) {
     const int block = next_channel_block(channels / kLanes<float> - vector);
     float* v = value + vector * kLanes<float>;
     uint8_t* q = code + vector * kLanes<float>;
-    const auto run = [&](auto body) { body(job, padded, x, rows, weight, v, q, channels); };
-    switch (block * 2 + unit) {
-      case 2:
-        run(direct_channels_block<1, 0, kWithCode>);
-        break;
-      case 3:
-        run(direct_channels_block<1, 3, kWithCode>);
-        break;
-      case 4:
-        run(direct_channels_block<2, 0, kWithCode>);
-        break;
-      case 5:
-        run(direct_channels_block<2, 3, kWithCode>);
-        break;
-      case 6:
-        run(direct_channels_block<3, 0, kWithCode>);
-        break;
-      default:
-        run(direct_channels_block<3, 3, kWithCode>);
-        break;
-    }
+    with_tile<kMaxChannelVectors>(block, unit, [&](auto vectors, auto size) {
+      direct_channels_block<vectors.value, size.value, kWithCode>(job, padded, x, rows, weight, v, q, channels);
+    });
     weight += block * kLanes<float> * (1 + conv.C * conv.R * conv.S);
     vector += block;
   }

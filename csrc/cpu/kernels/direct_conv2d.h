@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/direct_conv2d.h"
+#include "cpu/kernels/constant.h"
 #include "cpu/kernels/padded_planes.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -89,18 +90,9 @@ void direct_conv2d_block(const DirectConv2d& job, const float* x, const PaddedPl
   for (int64_t v = 0; v < vectors;) {
     // 4 registers are 2 + 2, not 3 + 1.
     const int64_t block = vectors - v == 4 ? 2 : min<int64_t>(kDirectVectors, vectors - v);
-    const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, v * kLanes<float>, weight); };
-    switch (block) {
-      case 1:
-        run(direct_conv2d_columns<kChannels, 1, kSize>);
-        break;
-      case 2:
-        run(direct_conv2d_columns<kChannels, 2, kSize>);
-        break;
-      default:
-        run(direct_conv2d_columns<kChannels, 3, kSize>);
-        break;
-    }
+    with_constant<1, kDirectVectors>(block, [&](auto count) {
+      direct_conv2d_columns<kChannels, count.value, kSize>(job, x, padded, n, top, rows, k, v * kLanes<float>, weight);
+    });
     v += block;
   }
 }
@@ -111,37 +103,13 @@ static void direct_conv2d(const DirectConv2d& job, int64_t n, int64_t band_index
   const PaddedPlanes padded = direct_input(conv, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
   copy_padded(conv, job.input, n, top, padded, x);
-  const bool unrolled = conv.R == 3 && conv.S == 3;
+  const bool unrolled = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
   const float* weight = job.packed_weight;
   for (int64_t k = 0; k < conv.K;) {
     const int64_t block = min<int64_t>(kDirectChannels, conv.K - k);
-    const auto run = [&](auto body) { body(job, x, padded, n, top, rows, k, weight); };
-    switch (block * 2 + unrolled) {
-      case 2:
-        run(direct_conv2d_block<1, 0>);
-        break;
-      case 3:
-        run(direct_conv2d_block<1, 3>);
-        break;
-      case 4:
-        run(direct_conv2d_block<2, 0>);
-        break;
-      case 5:
-        run(direct_conv2d_block<2, 3>);
-        break;
-      case 6:
-        run(direct_conv2d_block<3, 0>);
-        break;
-      case 7:
-        run(direct_conv2d_block<3, 3>);
-        break;
-      case 8:
-        run(direct_conv2d_block<4, 0>);
-        break;
-      default:
-        run(direct_conv2d_block<4, 3>);
-        break;
-    }
+    with_tile<kDirectChannels>(block, unrolled, [&](auto channels, auto size) {
+      direct_conv2d_block<channels.value, size.value>(job, x, padded, n, top, rows, k, weight);
+    });
     weight += block * (1 + conv.C * conv.R * conv.S);
     k += block;
   }

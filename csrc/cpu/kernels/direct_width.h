@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/constant.h"
 #include "cpu/kernels/pool_window.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -144,31 +145,13 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
   float* x = reinterpret_cast<float*>(workspace);
   const WidthOutput out(job.pool, job.plan.band, workspace + round_up(conv.C * 2 * padded.rows * padded.half, 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
-  const bool unit = conv.R == 3 && conv.S == 3;
+  const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
   const float* weight = job.packed_weight;
   for (int64_t k = 0; k < conv.K;) {
     const int64_t block = min<int64_t>(kWidthChannels, conv.K - k);
-    const auto run = [&](auto body) { body(job, padded, x, out, n, top, rows, k, weight); };
-    switch (block * 2 + unit) {
-      case 2:
-        run(direct_width_block<1, 0, kWithCode>);
-        break;
-      case 3:
-        run(direct_width_block<1, 3, kWithCode>);
-        break;
-      case 4:
-        run(direct_width_block<2, 0, kWithCode>);
-        break;
-      case 5:
-        run(direct_width_block<2, 3, kWithCode>);
-        break;
-      case 6:
-        run(direct_width_block<3, 0, kWithCode>);
-        break;
-      default:
-        run(direct_width_block<3, 3, kWithCode>);
-        break;
-    }
+    with_tile<kWidthChannels>(block, unit, [&](auto channels, auto size) {
+      direct_width_block<channels.value, size.value, kWithCode>(job, padded, x, out, n, top, rows, k, weight);
+    });
     weight += block * (1 + conv.C * conv.R * conv.S);
     k += block;
   }

@@ -5,7 +5,7 @@
 // Panels are contiguous and in the type sums are kept in, whatever the tensors' layout and dtype.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/constant.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -48,21 +48,7 @@ static void multiply_rows(int64_t depth, const A* a, const A* b, A* tile, bool a
 // tile [rows, kPanelWidth]; without `accumulate` its old contents are not read.
 template <class A>
 static void multiply(int64_t rows, int64_t depth, const A* a, const A* b, A* tile, bool accumulate) {
-  static_assert(kTileRows == 6);
-  switch (rows) {
-    case 1:
-      return multiply_rows<A, 1>(depth, a, b, tile, accumulate);
-    case 2:
-      return multiply_rows<A, 2>(depth, a, b, tile, accumulate);
-    case 3:
-      return multiply_rows<A, 3>(depth, a, b, tile, accumulate);
-    case 4:
-      return multiply_rows<A, 4>(depth, a, b, tile, accumulate);
-    case 5:
-      return multiply_rows<A, 5>(depth, a, b, tile, accumulate);
-    default:
-      return multiply_rows<A, 6>(depth, a, b, tile, accumulate);
-  }
+  with_constant<1, kTileRows>(rows, [&](auto count) { multiply_rows<A, count.value>(depth, a, b, tile, accumulate); });
 }
 
 // `total` rows cut into panels of nearly equal height: 8 rows are 4 + 4 rather than 6 + 2, whose second tile would

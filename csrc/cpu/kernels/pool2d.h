@@ -4,7 +4,7 @@
 // whose inputs lie stride_w apart: 1 and 2 are loaded as registers, wider strides element by element.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/constant.h"
 
 // For a lambda that is the body of a hot loop.
 #define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
@@ -58,10 +58,12 @@ CNNFAST_INLINE Vec<float> widen(HalfBits bits, bfloat16) {
 CNNFAST_INLINE Vec<float> widen(HalfBits bits, float16) {
   const Vec<uint32_t> h = __builtin_convertvector(bits, Vec<uint32_t>);
   const Vec<uint32_t> sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  const Vec<uint32_t> finite =
-      reinterpret_cast<Vec<uint32_t>>(reinterpret_cast<Vec<float>>(magnitude << 13) * 0x1p112f);
-  const Vec<uint32_t> special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
-  return reinterpret_cast<Vec<float>>(sign | (magnitude >= 0x7c00u ? special : finite));
+  const Vec<uint32_t> subnormal =
+      reinterpret_cast<Vec<uint32_t>>(reinterpret_cast<Vec<float>>(0x38800000u | magnitude << 13) - 0x1p-14f);
+  const Vec<uint32_t> normal = (magnitude << 13) + 0x38000000u, special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  return reinterpret_cast<Vec<float>>(sign | (magnitude < 0x0400u    ? subnormal
+                                              : magnitude >= 0x7c00u ? special
+                                                                     : normal));
 }
 
 // A register of p[0], p[kStep], p[2 * kStep], ...
@@ -96,14 +98,9 @@ CNNFAST_INLINE void for_each_block(int64_t begin, int64_t end, const Block& bloc
   if (i < end) block(end - kWidth);
 }
 
-template <int kStep>
-struct Step {
-  static constexpr int value = kStep;
-};
-
-// Calls whole(Step<stride_w>, q) for registers of output columns from q on and one(q) for single columns, so that all
-// Q are covered. Registers take columns all of whose taps lie inside the input, where adjacent ones of its columns are
-// adjacent in memory and stride_w is a Step.
+// Calls whole(Constant<stride_w>, q) for registers of output columns from q on and one(q) for single columns, so that
+// all Q are covered. Registers take columns all of whose taps lie inside the input, where adjacent ones of its columns
+// are adjacent in memory and stride_w is 1 or 2.
 template <int kWidth, class Whole, class One>
 CNNFAST_INLINE void for_each_column(const Pool2dShape& s, int64_t column_stride, const Whole& whole, const One& one) {
   Range inner{s.Q, s.Q};
@@ -115,9 +112,11 @@ CNNFAST_INLINE void for_each_column(const Pool2dShape& s, int64_t column_stride,
   }
   for (int64_t q = 0; q < inner.begin; ++q) one(q);
   if (s.stride_w == 1) {
-    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Step<1>{}, q); }, one);
+    for_each_block<kWidth>(
+        inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Constant<1>{}, q); }, one);
   } else {
-    for_each_block<kWidth>(inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Step<2>{}, q); }, one);
+    for_each_block<kWidth>(
+        inner.begin, inner.end, [&](int64_t q) CNNFAST_INLINE_LAMBDA { whole(Constant<2>{}, q); }, one);
   }
   for (int64_t q = inner.end; q < s.Q; ++q) one(q);
 }

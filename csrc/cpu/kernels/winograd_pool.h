@@ -205,20 +205,9 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
       for (int64_t vector = 0; vector * kLane < channels;) {
         const int block = next_channel_block(channels / kLane - vector);
         float* value = scratch.value + (i * Q + j) * channels + vector * kLane;
-        const auto run = [&](auto body) {
-          body(job, padded, scratch, x, windows, vector * kLane, weight, value, channels);
-        };
-        switch (block) {
-          case 1:
-            run(winograd_block<1>);
-            break;
-          case 2:
-            run(winograd_block<2>);
-            break;
-          default:
-            run(winograd_block<3>);
-            break;
-        }
+        with_constant<1, kMaxChannelVectors>(block, [&](auto vectors) {
+          winograd_block<vectors.value>(job, padded, scratch, x, windows, vector * kLane, weight, value, channels);
+        });
         weight += block * kLane * (1 + kTransformed * conv.C);
         vector += block;
       }
