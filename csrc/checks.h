@@ -26,6 +26,11 @@ inline std::string show_size(const Tensor& tensor) {
   return show(size.data(), size.size());
 }
 
+inline std::string show_device(const Tensor& tensor) {
+  const std::string type = tensor.is_cpu() ? "cpu" : tensor.is_cuda() ? "cuda" : "other";
+  return tensor.is_cpu() ? type : type + ":" + std::to_string(tensor.get_device_index());
+}
+
 inline void check_list(const char* op, const char* name, const IntList& values, size_t count, int64_t least) {
   CNNFAST_CHECK(values.size() == count, op, ": ", name, " must have ", count, " values, but got ", name, "=",
                 show(values));
@@ -42,10 +47,11 @@ inline void check_same(const char* op, const char* name, const Tensor& tensor, c
                 " (expected the same dtype for both), but got ", like_name, ".dtype=", like.scalar_type(), ", ", name,
                 ".dtype=", tensor.scalar_type());
   CNNFAST_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op, ": ",
-                name, " must be on the device of ", like_name, ", but got tensors on two devices");
+                name, " must be on the device of ", like_name, ", but got ", like_name, ".device=", show_device(like),
+                ", ", name, ".device=", show_device(tensor));
 }
 
-// [N, C, H, W] or, unbatched, [C, H, W]. Only the batch may be empty.
+// [N, C, H, W] or, unbatched, [C, H, W].
 inline void check_image(const char* op, const char* name, const Tensor& tensor) {
   const int64_t dims = tensor.dim();
   CNNFAST_CHECK(dims == 3 || dims == 4, op, ": ", name,
@@ -91,6 +97,8 @@ inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tenso
                   "], but got bias.shape=", show_size(*bias));
     check_same(op, "bias", *bias, "input", input);
   }
+  CNNFAST_CHECK(s.N == 0 || (s.H > 0 && s.W > 0), op,
+                ": input must not be empty but for its batch or channels, but got input.shape=", show_size(input));
   const int64_t extent_h = s.dilation_h * (s.R - 1) + 1, extent_w = s.dilation_w * (s.S - 1) + 1;
   const int64_t padded_h = s.H + s.pad_top + s.pad_bottom, padded_w = s.W + s.pad_left + s.pad_right;
   CNNFAST_CHECK(padded_h >= extent_h && padded_w >= extent_w, op,
@@ -138,7 +146,7 @@ inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, c
                 " expects input to have ", weight.size(0), " channels, but got input.shape=", show_size(input));
   CNNFAST_CHECK(s.K % groups == 0, op, ": in_channels must be divisible by groups, but got in_channels=", s.K,
                 ", groups=", groups);
-  CNNFAST_CHECK(s.P > 0 && s.Q > 0, op,
+  CNNFAST_CHECK(s.K > 0 && (s.N == 0 || (s.P > 0 && s.Q > 0)), op,
                 ": input must not be empty but for its batch, but got input.shape=", show_size(input));
   if (bias.has_value()) {
     CNNFAST_CHECK(bias->dim() == 1 && bias->size(0) == s.C, op, ": bias must have shape [", s.C,
@@ -147,7 +155,8 @@ inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, c
   }
   s.H = (s.P - 1) * s.stride_h - 2 * padding[0] + s.dilation_h * (s.R - 1) + output_padding[0] + 1;
   s.W = (s.Q - 1) * s.stride_w - 2 * padding[1] + s.dilation_w * (s.S - 1) + output_padding[1] + 1;
-  CNNFAST_CHECK(s.H > 0 && s.W > 0, op, ": output size must be positive, but got output size (", s.H, " x ", s.W,
+  CNNFAST_CHECK(s.N == 0 ? s.H >= 0 && s.W >= 0 : s.H > 0 && s.W > 0, op,
+                ": output size must be positive, but got output size (", s.H, " x ", s.W,
                 "); output size is too small");
   return s;
 }

@@ -28,6 +28,10 @@ CASES = [
     Case("images_in_a_block", "conv2d", (40, 20, 3, 3), (30, 20, 3, 3), True, {"stride": 2, "padding": 1}),
     Case("heavy_weight", "conv2d", (1, 150, 5, 5), (200, 150, 3, 3), True, {"stride": 1, "padding": 1}),
     Case("kernel_beyond_depth", "conv2d", (1, 2, 24, 23), (3, 2, 20, 19), True, {"stride": 2}),
+    Case("stride_beyond_input", "conv2d", (2, 3, 9, 8), (4, 3, 3, 2), True,
+         {"stride": (1_000_003, 2**33), "padding": 1, "dilation": (2, 3)}),
+    Case("no_pixel", "conv_transpose2d", (0, 3, 0, 8), (3, 4, 3, 3), True,
+         {"stride": 1, "padding": 1, "output_padding": 0, "groups": 1, "dilation": 1}),
     Case("classes_without_tap", "conv_transpose2d", (2, 5, 4, 3), (5, 6, 2, 1), True,
          {"stride": (4, 3), "output_padding": (3, 2), "groups": 1, "dilation": (2, 1)}),
 ]  # fmt: skip

@@ -44,7 +44,9 @@ CONVOLUTION = {
     "bias_dtype": Bad((X, W, torch.ones(B, dtype=torch.bfloat16)), {}, r"dtype of input.*, bias.dtype=BFloat16"),
     "not_a_tensor": Bad((X, [1.0]), {}, "weight must be a Tensor, but got weight=list"),
     "empty_weight": Bad((X, (6, 4, 0, 3)), {}, r"weight must have no empty dimension, but got weight.shape="),
-    "empty_image": Bad(((2, 4, 0, 8), W), {}, r"kernel size can't be greater than the padded input.*\(0 x 8\)"),
+    "kernel_beyond_width": Bad(((2, 4, 8, 1), W), {}, r"kernel size can.t be greater than the padded input.*\(8 x 1\)"),
+    "empty_height": Bad(((2, 4, 0, 8), W), {"padding": 2}, r"must not be empty but for .* input.shape=\[2, 4, 0, 8\]"),
+    "empty_width_unbatched": Bad(((4, 8, 0), W), {"padding": 2}, r"must not be empty .*input.shape=\[4, 8, 0\]"),
 }  # fmt: skip
 
 TRANSPOSED = {
@@ -55,6 +57,8 @@ TRANSPOSED = {
     "padding": Bad((X, WT), {"padding": -1}, r"negative padding is not supported\), but got padding=\[-1, -1\]"),
     "output_padding": Bad((X, WT), {"output_padding": 1}, r"smaller than either stride or dilation, but got "
                           r"output_padding=\[1, 1\], stride=\[1, 1\]"),
+    "empty_height": Bad(((2, 4, 0, 8), WT), {}, r"must not be empty but for its batch.*input.shape=\[2, 4, 0, 8\]"),
+    "empty_channels": Bad(((2, 0, 8, 8), (0, 6, 3, 3)), {}, r"must not be empty .*input.shape=\[2, 0, 8, 8\]"),
     "output_size": Bad(((2, 4, 1, 1), WT), {"padding": 2}, r"output size must be positive, but got output size \(-1"),
     "groups": Bad((X, (4, 2, 3, 3)), {"groups": 3}, "in_channels must be divisible by groups, .*=4.*=3"),
     "mixed_dtypes": Bad((X, torch.ones(WT, dtype=torch.float16)), {}, r"input.dtype=Float, weight.dtype=Half"),

@@ -71,3 +71,9 @@ def test_collect_counts_fallbacks() -> None:
     cnnfast.functional.relu(torch.tensor([1]))
     assert info.collect()["fallbacks"] == {"relu": {"no kernel for torch.int64": 1}}
     cnnfast.fallbacks(reset=True)
+
+
+def test_peak_wants_threads_of_the_team() -> None:
+    assert torch.ops.cnnfast.fma_peak(0.01, 1) > 1e8
+    with pytest.raises(RuntimeError, match=r"fma_peak: threads must be at most torch.get_num_threads\(\) = 1, .*=2"):
+        torch.ops.cnnfast.fma_peak(0.01, 2)

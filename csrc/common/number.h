@@ -1,7 +1,7 @@
 // Storage types. float16 and bfloat16 are storage only: kernels convert to float, compute, convert back.
 //
 // `Compute<T>` is the type sums are kept in: float for float16, bfloat16 and float; double for double.
-// Internal linkage throughout, for the reason given in shape.h.
+// Static throughout, for the reason given in shape.h.
 #pragma once
 
 #include <cstdint>
@@ -46,11 +46,14 @@ static inline float load(const float* p) { return *p; }
 static inline double load(const double* p) { return *p; }
 static inline float load(const bfloat16* p) { return bits_float(static_cast<uint32_t>(p->bits) << 16); }
 
-// IEEE 754 binary16 to binary32. Subnormals are scaled by a multiplication, which is exact.
+// IEEE 754 binary16 to binary32. With 2^-14 added to a subnormal's exponent field it is a normal float of the same
+// spacing, from which 2^-14 is taken again: exact, and no float on the way is a subnormal, which
+// torch.set_flush_denormal(True) would make zero.
 static inline float load(const float16* p) {
   const uint32_t h = p->bits, sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  return bits_float(sign | float_bits(bits_float(magnitude << 13) * 0x1p112f));
+  const uint32_t subnormal = float_bits(bits_float(0x38800000u | magnitude << 13) - 0x1p-14f);
+  const uint32_t normal = (magnitude << 13) + 0x38000000u, special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  return bits_float(sign | (magnitude < 0x0400u ? subnormal : magnitude >= 0x7c00u ? special : normal));
 }
 
 static inline void store(float* p, float x) { *p = x; }

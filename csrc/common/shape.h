@@ -3,11 +3,13 @@
 // One letter each, everywhere: N batch, C input channels, H W input, K output channels, R S kernel,
 // P Q output, G groups. Offsets are 64-bit; strides count elements, not bytes.
 //
-// Everything here has internal linkage (`static`): these headers are compiled once per instruction set, and a
+// Functions here are `static`, and members always inlined: these headers are compiled once per instruction set, and a
 // shared inline function would let the linker keep, say, the AVX-512 copy for everybody.
 #pragma once
 
 #include <cstdint>
+
+#define CNNFAST_INLINE inline __attribute__((always_inline))
 
 namespace cnnfast {
 
@@ -25,6 +27,9 @@ static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) 
 // Division that rounds towards minus infinity; b > 0.
 static constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+// Greatest common divisor of positive numbers.
+static constexpr int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
+
 // Element strides of a 4-dimensional tensor, whatever its memory format.
 struct Strides {
   int64_t n, c, h, w;
@@ -36,7 +41,7 @@ struct View {
   T* data;
   Strides stride;
 
-  T* at(int64_t n, int64_t c, int64_t h, int64_t w) const {
+  CNNFAST_INLINE T* at(int64_t n, int64_t c, int64_t h, int64_t w) const {
     return data + n * stride.n + c * stride.c + h * stride.h + w * stride.w;
   }
 };

@@ -27,8 +27,8 @@ struct GatherConv {
   int64_t M, C;  // output and source channels of one group
   GatherAxis h, w;
 
-  int64_t taps() const { return h.taps * w.taps; }
-  int64_t pixels() const { return N * h.outputs * w.outputs; }
+  CNNFAST_INLINE int64_t taps() const { return h.taps * w.taps; }
+  CNNFAST_INLINE int64_t pixels() const { return N * h.outputs * w.outputs; }
 };
 
 // The weight [K, C/G, R, S] by the roles its dimensions play in a GatherConv; strides in elements.
@@ -62,8 +62,7 @@ static inline GatherAxis backward_axis(int64_t input_size, int64_t output_size, 
   int64_t first = 0;
   while (first < kernel && first < stride && !meets(first)) ++first;
   if (first == kernel || !meets(first)) return {output_size, outputs, 1, 0, 1, 0, 0, 1};
-  int64_t period = 1;
-  while (period * dilation % stride != 0) ++period;
+  const int64_t period = stride / gcd(stride, dilation);
   const int64_t taps = (kernel - 1 - first) / period + 1, last = first + (taps - 1) * period;
   return {output_size, outputs, 1,      (residue + padding - last * dilation) / stride, period * dilation / stride,
           taps,        last,    -period};

@@ -19,6 +19,10 @@ double fma_peak(double seconds, int64_t threads) {
   using Clock = std::chrono::steady_clock;
   CNNFAST_CHECK(seconds > 0 && threads > 0, "fma_peak: seconds and threads must be positive, but got seconds=", seconds,
                 ", threads=", threads);
+  // More than the team would run one after another, and count twice.
+  const int64_t team = torch::stable::get_num_threads();
+  CNNFAST_CHECK(threads <= team, "fma_peak: threads must be at most torch.get_num_threads() = ", team,
+                ", but got threads=", threads);
   const FmaPeakKernel& kernel = cpu_kernels().fma_peak;
   std::vector<double> rates(static_cast<size_t>(threads), 0.0);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

@@ -17,8 +17,7 @@ struct StagedAxis {
   int64_t period_shift;  // staged distance of taps t and t + period
   int64_t reach;         // staged length beyond one line's outputs
 
-  explicit StagedAxis(const GatherAxis& axis) : period(1) {
-    while (period * axis.spread % axis.step != 0) ++period;
+  explicit StagedAxis(const GatherAxis& axis) : period(axis.step / gcd(axis.step, axis.spread)) {
     slots = min(period, axis.taps);
     period_shift = period * axis.spread / axis.step;
     reach = axis.taps > 0 ? (axis.taps - 1) / period * period_shift : 0;

@@ -19,8 +19,6 @@
 #include "common/number.h"
 #include "common/shape.h"
 
-#define CNNFAST_INLINE inline __attribute__((always_inline))
-
 namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
