@@ -10,6 +10,8 @@
 #include <cstdint>
 
 #define CNNFAST_INLINE inline __attribute__((always_inline))
+// For a lambda that is the body of a hot loop.
+#define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cnnfast {
 

@@ -1,6 +1,8 @@
 // Numbers known at run time, from a small range, as template arguments.
 #pragma once
 
+#include <utility>
+
 #include "cpu/kernels/vec.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -17,6 +19,14 @@ CNNFAST_INLINE void with_constant(int64_t value, const F& f) {
     if (value != kFirst) return with_constant<kFirst + 1, kLast>(value, f);
   }
   f(Constant<kFirst>{});
+}
+
+// Calls f(Constant<0>{}), ..., f(Constant<kCount - 1>{}). Unlike an unrolled loop's, these indices are constants from
+// the start, so that gcc keeps no array in memory that they index.
+template <int kCount, class F>
+CNNFAST_INLINE void unroll(const F& f) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
+      CNNFAST_INLINE_LAMBDA { (f(Constant<kIndex>{}), ...); }(std::make_integer_sequence<int, kCount>{});
 }
 
 // The side of a kernel whose taps are unrolled; other kernels are looped over, as side 0.

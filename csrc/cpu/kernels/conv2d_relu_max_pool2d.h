@@ -15,7 +15,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
   const bool window = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
                       pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1;
   // ceil_mode may add a window that hangs over the edge; such a map goes the general way.
-  if (!window || conv.G != 1 || 2 * pool.P > conv.P || 2 * pool.Q > conv.Q) return false;
+  if (!window || conv.G != 1 || conv.C == 0 || 2 * pool.P > conv.P || 2 * pool.Q > conv.Q) return false;
   if (conv.C * conv.R * conv.S > 64 * 9) return false;  // more channels: implicit GEMM is ahead
 
   const int64_t lanes = kLanes<float>;
@@ -27,7 +27,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
   plan->body = winograd ? DirectBody::winograd : width ? DirectBody::width : DirectBody::channels;
 
   const auto input_floats = [&](int64_t band) {
-    if (width || winograd) return conv.C * 2 * WidthInput(conv, pool, band).rows * WidthInput(conv, pool, band).half;
+    if (width || winograd) return WidthInput(conv, pool, band).size(conv);
     return conv.C * pooled_input(conv, pool, band).plane();
   };
   int64_t band = pool.P;

@@ -23,11 +23,12 @@ struct WidthInput {
   WidthInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
       : rows(2 * band + conv.R - 1),
         half(round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)) {}
+  int64_t size(const Conv2dShape& conv) const { return conv.C * 2 * rows * half; }
 };
 
 static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
                         const WidthInput& padded, float* __restrict out) {
-  std::memset(out, 0, static_cast<size_t>(conv.C * 2 * padded.rows * padded.half) * sizeof(float));
+  std::memset(out, 0, static_cast<size_t>(padded.size(conv)) * sizeof(float));
   const int64_t begin_row = max<int64_t>(0, conv.pad_top - top);
   const int64_t end_row = min(padded.rows, conv.H + conv.pad_top - top);
   // Column 2i + parity of the padded row is column 2i + parity - pad_left of the input.
@@ -54,44 +55,47 @@ template <int kChannels, int kSize, bool kWithCode>
 CNNFAST_INLINE void direct_width_tile(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane,
                                       const float* weight, float* value, uint8_t* code, int64_t pooled_plane) {
   Vec<float> sum[kChannels][4];
-#pragma GCC unroll 3
-  for (int k = 0; k < kChannels; ++k)
-#pragma GCC unroll 4
-    for (int p = 0; p < 4; ++p) sum[k][p] = broadcast(weight[k]);
+  unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
+    unroll<4>([&](auto p) CNNFAST_INLINE_LAMBDA { sum[k.value][p.value] = broadcast(weight[k.value]); });
+  });
   weight += kChannels;
 
-  const int64_t R = kSize > 0 ? kSize : conv.R, S = kSize > 0 ? kSize : conv.S;
-  for (int64_t c = 0; c < conv.C; ++c, x += plane) {
-#pragma GCC unroll 3
-    for (int64_t r = 0; r < R; ++r) {
-#pragma GCC unroll 3
-      for (int64_t s = 0; s < S; ++s) {
-        Vec<float> w[kChannels];
-#pragma GCC unroll 3
-        for (int k = 0; k < kChannels; ++k) {
-          w[k] = broadcast(weight[k]);
-          pin(w[k]);
-        }
-        weight += kChannels;
-#pragma GCC unroll 4
-        for (int p = 0; p < 4; ++p) {
-          const int64_t row = r + p / 2, column = s + p % 2;
-          const Vec<float> xp = load_vec(x + (2 * row + column % 2) * half + column / 2);
-#pragma GCC unroll 3
-          for (int k = 0; k < kChannels; ++k) sum[k][p] += w[k] * xp;
-        }
-        forget_loads();
-      }
+  const auto tap = [&](const float* at, int64_t s) CNNFAST_INLINE_LAMBDA {
+    Vec<float> w[kChannels];
+    unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
+      w[k.value] = broadcast(weight[k.value]);
+      pin(w[k.value]);
+    });
+    weight += kChannels;
+    unroll<4>([&](auto p) CNNFAST_INLINE_LAMBDA {
+      const int64_t column = s + p.value % 2;
+      const Vec<float> xp = load_vec(at + (p.value / 2 * 2 + column % 2) * half + column / 2);
+      unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA { sum[k.value][p.value] += w[k.value] * xp; });
+    });
+    forget_loads();
+  };
+  for (int64_t c = 0;;) {
+    const float* row = x;
+    if constexpr (kSize > 0) {
+      unroll<kSize>([&](auto) CNNFAST_INLINE_LAMBDA {
+        unroll<kSize>([&](auto s) CNNFAST_INLINE_LAMBDA { tap(row, s.value); });
+        row += 2 * half;
+        hold(row);
+      });
+    } else {
+      for (int64_t r = 0; r < conv.R; ++r, row += 2 * half)
+        for (int64_t s = 0; s < conv.S; ++s) tap(row, s);
     }
+    if (++c >= conv.C) break;
+    x += plane;
   }
   Vec<float> pooled[kChannels];
   Vec<int32_t> winner[kChannels];
   pool_windows<kChannels, kWithCode>(sum, pooled, winner);
-#pragma GCC unroll 3
-  for (int k = 0; k < kChannels; ++k) {
-    store_vec(value + k * pooled_plane, pooled[k]);
-    if constexpr (kWithCode) store_low_bytes(code + k * pooled_plane, winner[k]);
-  }
+  unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
+    store_vec(value + k.value * pooled_plane, pooled[k.value]);
+    if constexpr (kWithCode) store_low_bytes(code + k.value * pooled_plane, winner[k.value]);
+  });
 }
 
 // Pooled rows of one block of channels, each padded to whole registers, on their way to the tensor.
@@ -143,7 +147,7 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const WidthInput padded(conv, job.pool, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
-  const WidthOutput out(job.pool, job.plan.band, workspace + round_up(conv.C * 2 * padded.rows * padded.half, 16) * 4);
+  const WidthOutput out(job.pool, job.plan.band, workspace + round_up(padded.size(conv), 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
   const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
   const float* weight = job.packed_weight;

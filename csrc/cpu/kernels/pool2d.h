@@ -6,9 +6,6 @@
 
 #include "cpu/kernels/constant.h"
 
-// For a lambda that is the body of a hot loop.
-#define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
-
 namespace cnnfast::CNNFAST_ISA {
 
 template <class T>

@@ -1,244 +1,24 @@
 // Backward of convolution + bias + ReLU + max-pool from (pooled gradient, code) alone.
 //
 // The gradient of the un-pooled map is zero but for one winner per window, and there too where ReLU clipped it. Each
-// live element g at output channel k and winner (p, q) meets one R x S x C patch of the input, which lies in R
-// contiguous rows of S * C floats once the image is stored channels-last and padded:
+// live element g at output channel k and winner (p, q) meets one patch of the input (patches.h):
 //   grad_weight[k][r][:] += g * input[p * stride + r][q * stride ...]     sums stay in registers over all g of one k
 //   grad_input[p * stride + r][q * stride ...] += g * weight[k][r][:]     sums stay in registers over all k that share
 //                                                                        (p, q), then are added to the image once
-// A row is kRow = round_up(S * C, lanes) floats in the packed weight and in grad_weight's partial sums. Lanes past S *
-// C read the neighbouring pixel: in grad_weight they are dropped, in grad_input they are masked (0 * inf is not 0).
-//
-// Both inner loops issue one load and one multiply-add per register and are bound by the load ports.
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/patches.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-// Registers of a patch that are summed at once: 15 sums and one broadcast fill 16 registers.
-constexpr int kMaxPatchSums = 15;
-constexpr int kMaxRowChunk = 12;
 constexpr int64_t kMaxPoolWindow = 16;  // codes that have a mask of their own
-
-// A register of at most 16 bytes, for rows of up to 4 floats (one input channel, 3 taps): half the work of a full one.
-typedef float PatchVec __attribute__((vector_size(CNNFAST_VECTOR_BYTES < 16 ? CNNFAST_VECTOR_BYTES : 16)));
-
-template <class V>
-CNNFAST_INLINE V load_as(const float* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class V>
-CNNFAST_INLINE void store_as(float* p, V v) {
-  std::memcpy(p, &v, sizeof v);
-}
-
-static bool narrow_rows(const Conv2dShape& conv) {
-  return conv.S * conv.C <= static_cast<int64_t>(sizeof(PatchVec) / sizeof(float));
-}
-static int64_t sparse_row(const Conv2dShape& conv) {
-  return narrow_rows(conv) ? static_cast<int64_t>(sizeof(PatchVec) / sizeof(float))
-                           : round_up(conv.S * conv.C, kLanes<float>);
-}
-
-// One image as the kernels want it: padded, channels last.
-struct PatchImage {
-  int64_t rows, columns, pitch;
-
-  explicit PatchImage(const Conv2dShape& conv)
-      : rows((conv.P - 1) * conv.stride_h + conv.R),
-        columns((conv.Q - 1) * conv.stride_w + conv.S),
-        pitch(columns * conv.C) {}
-  int64_t size() const { return rows * pitch; }
-};
+constexpr int64_t kMaskChannels = 64;   // the bits of a mask
 
 static bool sparse_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
   const int64_t kMaxOffset = int64_t{1} << 30;  // offsets into the image are 32-bit
   return conv.G == 1 && conv.dilation_h == 1 && conv.dilation_w == 1 && pool.R * pool.S <= kMaxPoolWindow &&
          PatchImage(conv).size() < kMaxOffset;
-}
-
-// Overwrites all but the padding, which the caller has zeroed.
-static void pack_image(const Conv2dShape& conv, const PatchImage& image, View<const float> input, int64_t n,
-                       float* __restrict out) {
-  const int64_t h_end = min(conv.H, image.rows - conv.pad_top), w_end = min(conv.W, image.columns - conv.pad_left);
-  for (int64_t h = 0; h < h_end; ++h) {
-    float* row = out + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C;
-    if (input.stride.w == 1) {
-      transpose(input.at(n, 0, h, 0), input.stride.c, conv.C, w_end, row, conv.C);
-    } else {
-      for (int64_t w = 0; w < w_end; ++w)
-        for (int64_t c = 0; c < conv.C; ++c) row[w * conv.C + c] = *input.at(n, c, h, w);
-    }
-  }
-}
-
-static void unpack_image(const Conv2dShape& conv, const PatchImage& image, const float* from, View<float> out,
-                         int64_t n) {
-  const int64_t h_end = min(conv.H, image.rows - conv.pad_top), w_end = min(conv.W, image.columns - conv.pad_left);
-  for (int64_t h = 0; h < conv.H; ++h) {
-    const int64_t end = h < h_end ? max<int64_t>(w_end, 0) : 0;
-    const float* row = from + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C;
-    if (out.stride.w == 1) {
-      transpose(row, conv.C, end, conv.C, out.at(n, 0, h, 0), out.stride.c);
-    } else {
-      for (int64_t w = 0; w < end; ++w)
-        for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = row[w * conv.C + c];
-    }
-    for (int64_t w = end; w < conv.W; ++w)
-      for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = 0;  // no window reached it
-  }
-}
-
-// grad_weight[r][v] += sum over live elements of g * patch[r][v], for kRows x kVectors registers of one channel.
-// kChains sums run side by side where there are too few registers to hide the latency of a multiply-add.
-template <class V, int kRows, int kVectors, int kChains>
-void sum_patches(const float* image, int64_t pitch, const int32_t* offset, const float* g, int64_t live, float* sums,
-                 int64_t row) {
-  constexpr int kLane = sizeof(V) / sizeof(float);
-  V sum[kChains][kRows][kVectors];
-#pragma GCC unroll 4
-  for (int chain = 0; chain < kChains; ++chain)
-#pragma GCC unroll 3
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-      for (int v = 0; v < kVectors; ++v) sum[chain][r][v] = chain == 0 ? load_as<V>(sums + r * row + v * kLane) : V{};
-  // The next patch's address is loaded one element ahead: a patch's loads fill the load queue, so that an address which
-  // is itself loaded would be waited for. (offset and g may be read one past the last element.)
-  int64_t i = 0;
-  const float* next = image + offset[0];
-  for (; i + kChains <= live; i += kChains) {
-#pragma GCC unroll 4
-    for (int chain = 0; chain < kChains; ++chain) {
-      const float* patch = next;
-      next = image + offset[i + chain + 1];
-      const V gv = g[i + chain] - V{};
-#pragma GCC unroll 3
-      for (int r = 0; r < kRows; ++r, patch += pitch) {
-        hold(patch);
-#pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) sum[chain][r][v] += gv * load_as<V>(patch + v * kLane);
-      }
-    }
-  }
-  if constexpr (kChains > 1) {
-    for (; i < live; ++i)
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v)
-          sum[0][r][v] += (g[i] - V{}) * load_as<V>(image + offset[i] + r * pitch + v * kLane);
-  }
-#pragma GCC unroll 3
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-    for (int v = 0; v < kVectors; ++v) {
-      V total = sum[0][r][v];
-#pragma GCC unroll 4
-      for (int chain = 1; chain < kChains; ++chain) total += sum[chain][r][v];
-      store_as(sums + r * row + v * kLane, total);
-    }
-}
-
-// grad_input patch[r][v] += sum over channels k in a mask of g[k] * weight[k][r][v], for every (window, code) with
-// channels in its mask.
-struct AddPatches {
-  float* image;  // at the piece's first row and float
-  int64_t pitch;
-  const uint64_t* masks;  // [windows][codes + 1]
-  const int32_t* window;
-  const int32_t* code_offset;
-  int64_t windows, codes;
-  const float* g;       // [channel][windows]
-  const float* weight;  // [channel][R][row], at the piece
-  int64_t weight_stride, row;
-  const int32_t* tail;  // keeps the lanes of a row's last register that belong to the patch; null elsewhere in a row
-};
-
-template <class V, int kRows, int kVectors>
-void add_patches(const AddPatches& job) {
-  constexpr int kLane = sizeof(V) / sizeof(float);
-  typedef int32_t Mask __attribute__((vector_size(sizeof(V))));
-  Mask keep = ~Mask{};
-  if (job.tail != nullptr) std::memcpy(&keep, job.tail, sizeof keep);
-  const int64_t row = job.row, pitch = job.pitch, codes = job.codes, windows = job.windows;
-  const int64_t weight_stride = job.weight_stride;
-  const float* const weight = job.weight;
-  for (int64_t i = 0; i < windows; ++i) {
-    const float* const g = job.g + i;
-    for (int64_t code = 0; code < codes; ++code) {
-      uint64_t mask = job.masks[i * (codes + 1) + code];
-      if (mask == 0) continue;
-      V sum[kRows][kVectors];
-#pragma GCC unroll 3
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = V{};
-      int64_t k = __builtin_ctzll(mask);
-      do {
-        const float* w = weight + k * weight_stride;
-        const V gv = g[k * windows] - V{};
-        mask &= mask - 1;
-        k = __builtin_ctzll(mask | uint64_t{1} << 63);  // the next channel, one ahead of its use
-#pragma GCC unroll 3
-        for (int r = 0; r < kRows; ++r, w += row) {
-          hold(w);
-#pragma GCC unroll 12
-          for (int v = 0; v < kVectors; ++v) sum[r][v] += gv * load_as<V>(w + v * kLane);
-        }
-      } while (mask != 0);
-      float* patch = job.image + job.window[i] + job.code_offset[code];
-#pragma GCC unroll 3
-      for (int r = 0; r < kRows; ++r) {
-        float* to = patch + r * pitch;
-        Mask last = reinterpret_cast<Mask>(sum[r][kVectors - 1]) & keep;
-        sum[r][kVectors - 1] = reinterpret_cast<V>(last);
-#pragma GCC unroll 12
-        for (int v = 0; v < kVectors; ++v) store_as(to + v * kLane, load_as<V>(to + v * kLane) + sum[r][v]);
-      }
-    }
-  }
-}
-
-using SumPatches = void (*)(const float*, int64_t, const int32_t*, const float*, int64_t, float*, int64_t);
-using AddPatchesKernel = void (*)(const AddPatches&);
-
-struct PatchKernels {
-  SumPatches sum;
-  AddPatchesKernel add;
-};
-
-template <int kRows, int kVectors>
-constexpr PatchKernels patch_kernels() {
-  return {sum_patches<Vec<float>, kRows, kVectors, (kRows * kVectors < 4 ? 2 : 1)>,
-          add_patches<Vec<float>, kRows, kVectors>};
-}
-constexpr PatchKernels kWholePatch[] = {patch_kernels<3, 1>(), patch_kernels<3, 2>(), patch_kernels<3, 3>(),
-                                        patch_kernels<3, 4>(), patch_kernels<3, 5>()};
-constexpr PatchKernels kRowChunk[kMaxRowChunk] = {
-    patch_kernels<1, 1>(), patch_kernels<1, 2>(),  patch_kernels<1, 3>(),  patch_kernels<1, 4>(),
-    patch_kernels<1, 5>(), patch_kernels<1, 6>(),  patch_kernels<1, 7>(),  patch_kernels<1, 8>(),
-    patch_kernels<1, 9>(), patch_kernels<1, 10>(), patch_kernels<1, 11>(), patch_kernels<1, 12>()};
-constexpr PatchKernels kNarrowPatch = {sum_patches<PatchVec, 3, 1, 4>, add_patches<PatchVec, 3, 1>};
-constexpr PatchKernels kNarrowRow = {sum_patches<PatchVec, 1, 1, 4>, add_patches<PatchVec, 1, 1>};
-
-// Calls visit(kernels, first row, first float in the row, is the row's last) for each piece of a patch that fits the
-// registers.
-template <class Visit>
-CNNFAST_INLINE void for_each_piece(const Conv2dShape& conv, const Visit& visit) {
-  const bool narrow = narrow_rows(conv);
-  const int64_t vectors = narrow ? 1 : sparse_row(conv) / kLanes<float>;
-  if (conv.R == 3 && 3 * vectors <= kMaxPatchSums) {
-    visit(narrow ? kNarrowPatch : kWholePatch[vectors - 1], int64_t{0}, int64_t{0}, true);
-    return;
-  }
-  for (int64_t r = 0; r < conv.R; ++r) {
-    for (int64_t v = 0; v < vectors; v += kMaxRowChunk) {
-      const int64_t count = min<int64_t>(kMaxRowChunk, vectors - v);
-      visit(narrow ? kNarrowRow : kRowChunk[count - 1], r, v * kLanes<float>, v + count == vectors);
-    }
-  }
 }
 
 // Scratch of one task.
@@ -249,8 +29,9 @@ struct SparseScratch {
   uint8_t* code;    // [K][P * Q]
   int32_t* offset;  // of one channel's live elements
   float* live_g;
-  int32_t* window;  // [P * Q] offset of a window's corner
-  uint64_t* masks;  // [P * Q][window codes + 1] channels whose winner has that code
+  int32_t* window;     // [P * Q] offset of a window's corner
+  uint8_t* by_window;  // [P * Q][64] codes of one window's channels
+  uint64_t* masks;     // [P * Q][window codes] channels whose winner has that code
 
   static int64_t bytes(const Conv2dShape& conv, const Pool2dShape& pool) {
     SparseScratch unused;
@@ -259,20 +40,19 @@ struct SparseScratch {
   int64_t assign(const Conv2dShape& conv, const Pool2dShape& pool, char* base) {
     const int64_t windows = pool.P * pool.Q, image_size = PatchImage(conv).size();
     int64_t used = 0;
-    const auto take = [&](auto*& pointer, int64_t count) {
-      using T = __typeof__(*pointer + 0);
+    const auto take = [&]<class T>(T*& pointer, int64_t count) {
       pointer = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
       used += round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 64);  // kernels load past a row's end
     };
     take(image, image_size);
     take(grad_image, image_size);
     take(g, conv.K * windows);
+    take(code, conv.K * windows);
     take(live_g, windows);
     take(offset, windows + 1);
     take(window, windows);
-    take(masks, windows * (pool.R * pool.S + 1));
-    code = base == nullptr ? nullptr : reinterpret_cast<uint8_t*>(base + used);
-    used += round_up(conv.K * windows + 64, 64);
+    take(by_window, windows * kMaskChannels);
+    take(masks, windows * pool.R * pool.S);
     return used;
   }
 };
@@ -341,13 +121,25 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
   return live;
 }
 
+// masks[window][code]: the channels, of at most 64, whose winner has that code. `by_window` is scratch.
+static void channels_by_winner(const uint8_t* code, int64_t channels, int64_t windows, int64_t codes,
+                               uint8_t* __restrict by_window, uint64_t* __restrict masks) {
+  std::memset(by_window, kClipped, static_cast<size_t>(windows * kMaskChannels));
+  for (int64_t k = 0; k < channels; ++k)
+    for (int64_t i = 0; i < windows; ++i) by_window[i * kMaskChannels + k] = code[k * windows + i];
+  for (int64_t i = 0; i < windows; ++i, by_window += kMaskChannels) {
+    for (int64_t c = 0; c < codes; ++c) *masks++ = equal_bytes(by_window, static_cast<uint8_t>(c));
+  }
+}
+
 // Whether every winner of one image lies in the un-pooled map: its patch then lies in the packed image. A code is data
 // from outside, and the kernels follow it without bounds.
 static bool winners_inside(const uint8_t* code, const Conv2dShape& conv, const Pool2dShape& pool) {
   const int64_t windows = pool.P * pool.Q, codes = pool.R * pool.S;
+  uint8_t most = 0;  // kClipped + 1 is 0
+  for (int64_t i = 0; i < pool.C * windows; ++i) most = max(most, static_cast<uint8_t>(code[i] + 1));
+  if (most > codes) return false;
   bool outside = false;
-  for (int64_t i = 0; i < pool.C * windows; ++i) outside |= (code[i] >= codes) & (code[i] != kClipped);
-  if (outside) return false;
   const int64_t h_last = (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h - pool.pad_h;
   const int64_t w_last = (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w - pool.pad_w;
   if (pool.pad_h == 0 && pool.pad_w == 0 && h_last < conv.P && w_last < conv.Q) return true;
@@ -372,71 +164,90 @@ static float sum_floats(float* values, int64_t count) {
   return total;
 }
 
-static bool pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, int64_t end, float* grad_weight,
-                                 float* grad_bias, char* workspace) {
-  const Conv2dShape& conv = job.conv;
-  const Pool2dShape& pool = job.pool;
-  const PatchImage image(conv);
-  const int64_t windows = pool.P * pool.Q, codes = pool.R * pool.S, row = sparse_row(conv);
-  SparseScratch scratch;
-  scratch.assign(conv, pool, workspace);
+// What the images of one slice of the batch share.
+class SparseSlice {
+ public:
+  SparseSlice(const PoolSparseBackward& job, char* workspace)
+      : job_(job),
+        image_(job.conv),
+        windows_(job.pool.P * job.pool.Q),
+        codes_(job.pool.R * job.pool.S),
+        row_(sparse_row(job.conv)) {
+    const Conv2dShape& conv = job.conv;
+    const Pool2dShape& pool = job.pool;
+    scratch_.assign(conv, pool, workspace);
+    for (int64_t i = 0; i < codes_; ++i)
+      code_offset_[i] = static_cast<int32_t>((i / pool.S) * pool.dilation_h * conv.stride_h * image_.pitch +
+                                             (i % pool.S) * pool.dilation_w * conv.stride_w * conv.C);
+    for (int64_t i = 0, at = 0; i < pool.P; ++i)
+      for (int64_t j = 0; j < pool.Q; ++j, ++at)
+        scratch_.window[at] = static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image_.pitch +
+                                                   (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
+    const int64_t lanes = narrow_rows(conv) ? row_ : kLanes<float>;
+    for (int64_t lane = 0; lane < lanes; ++lane) tail_[lane] = row_ - lanes + lane < conv.S * conv.C ? -1 : 0;
+  }
 
-  // A window's corner and a code's offset from it, as offsets into the packed image; kClipped is never followed.
-  int32_t code_offset[256] = {};
-  for (int64_t i = 0; i < codes; ++i)
-    code_offset[i] = static_cast<int32_t>((i / pool.S) * pool.dilation_h * conv.stride_h * image.pitch +
-                                          (i % pool.S) * pool.dilation_w * conv.stride_w * conv.C);
-  for (int64_t i = 0, at = 0; i < pool.P; ++i)
-    for (int64_t j = 0; j < pool.Q; ++j, ++at)
-      scratch.window[at] = static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image.pitch +
-                                                (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
-  // Of the last register of a row, the lanes that belong to the patch.
-  int32_t tail[16];
-  const int64_t row_lanes = narrow_rows(conv) ? row : kLanes<float>;
-  for (int64_t lane = 0; lane < row_lanes; ++lane) tail[lane] = row - row_lanes + lane < conv.S * conv.C ? -1 : 0;
+  const float* grad_output(int64_t n) { return gather_pooled(job_.grad_output, n, job_.pool, scratch_.g); }
+  const uint8_t* code(int64_t n) { return gather_pooled(job_.code, n, job_.pool, scratch_.code); }
 
-  if (job.want_grad_weight) std::memset(scratch.image, 0, static_cast<size_t>(image.size()) * sizeof(float));
-  for (int64_t n = begin; n < end; ++n) {
-    const float* g = gather_pooled(job.grad_output, n, pool, scratch.g);
-    const uint8_t* code = gather_pooled(job.code, n, pool, scratch.code);
-    if (!winners_inside(code, conv, pool)) return false;
-
-    if (job.want_grad_weight) {
-      pack_image(conv, image, job.input, n, scratch.image);
-      for (int64_t k = 0; k < conv.K; ++k) {
-        const float* gk = g + k * windows;
-        const uint8_t* ck = code + k * windows;
+  // Adds images [begin, end) to grad_weight and grad_bias.
+  void sum_weight(int64_t begin, int64_t end, float* grad_weight, float* grad_bias) {
+    const Conv2dShape& conv = job_.conv;
+    std::memset(scratch_.image, 0, static_cast<size_t>(image_.size()) * sizeof(float));
+    for (int64_t n = begin; n < end; ++n) {
+      pack_image(conv, image_, job_.input, n, scratch_.image);
+      const float* g = grad_output(n);
+      const uint8_t* q = code(n);
+      for (int64_t k = 0; k < conv.K; ++k, g += windows_, q += windows_) {
         const int64_t live =
-            gather_live(ck, gk, scratch.window, code_offset, windows, codes, scratch.offset, scratch.live_g);
-        grad_bias[k] += sum_floats(scratch.live_g, live);
-        float* sums = grad_weight + k * conv.R * row;
+            gather_live(q, g, scratch_.window, code_offset_, windows_, codes_, scratch_.offset, scratch_.live_g);
+        grad_bias[k] += sum_floats(scratch_.live_g, live);
+        float* sums = grad_weight + k * conv.R * row_;
         for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool) {
-          kernels.sum(scratch.image + r * image.pitch + first, image.pitch, scratch.offset, scratch.live_g, live,
-                      sums + r * row + first, row);
+          kernels.sum(scratch_.image + r * image_.pitch + first, image_.pitch, scratch_.offset, scratch_.live_g, live,
+                      sums + r * row_ + first, row_);
         });
       }
-    }
-
-    if (job.grad_input.data != nullptr) {
-      std::memset(scratch.grad_image, 0, static_cast<size_t>(image.size()) * sizeof(float));
-      for (int64_t k0 = 0; k0 < conv.K; k0 += 64) {
-        const int64_t k_end = min<int64_t>(conv.K, k0 + 64);
-        std::memset(scratch.masks, 0, static_cast<size_t>(windows * (codes + 1)) * sizeof(uint64_t));
-        for (int64_t k = k0; k < k_end; ++k) {
-          const uint8_t* ck = code + k * windows;
-          const uint64_t bit = uint64_t{1} << (k - k0);
-          for (int64_t i = 0; i < windows; ++i) scratch.masks[i * (codes + 1) + min<int64_t>(ck[i], codes)] |= bit;
-        }
-        for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool last) {
-          kernels.add({scratch.grad_image + r * image.pitch + first, image.pitch, scratch.masks, scratch.window,
-                       code_offset, windows, codes, g + k0 * windows,
-                       job.packed_weight + k0 * conv.R * row + r * row + first, conv.R * row, row,
-                       last ? tail : nullptr});
-        });
-      }
-      unpack_image(conv, image, scratch.grad_image, job.grad_input, n);
     }
   }
+
+  // Writes grad_input of image n.
+  void add_input(int64_t n) {
+    const Conv2dShape& conv = job_.conv;
+    const float* g = grad_output(n);
+    const uint8_t* q = code(n);
+    std::memset(scratch_.grad_image, 0, static_cast<size_t>(image_.size()) * sizeof(float));
+    for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels) {
+      const int64_t end = min(conv.K, begin + kMaskChannels);
+      channels_by_winner(q + begin * windows_, end - begin, windows_, codes_, scratch_.by_window, scratch_.masks);
+      for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool last) {
+        kernels.add({scratch_.grad_image + r * image_.pitch + first, image_.pitch, scratch_.masks, scratch_.window,
+                     code_offset_, windows_, codes_, g + begin * windows_,
+                     job_.packed_weight + begin * conv.R * row_ + r * row_ + first, conv.R * row_, row_,
+                     last ? tail_ : nullptr});
+      });
+    }
+    unpack_image(conv, image_, scratch_.grad_image, job_.grad_input, n);
+  }
+
+ private:
+  const PoolSparseBackward& job_;
+  const PatchImage image_;
+  const int64_t windows_, codes_, row_;
+  SparseScratch scratch_;
+  int32_t code_offset_[256] =
+      {};             // of a winner from its window's corner in the packed image; kClipped's is not followed
+  int32_t tail_[16];  // of the last register of a row, the lanes that belong to the patch
+};
+
+static bool pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, int64_t end, float* grad_weight,
+                                 float* grad_bias, char* workspace) {
+  SparseSlice slice(job, workspace);
+  for (int64_t n = begin; n < end; ++n)
+    if (!winners_inside(slice.code(n), job.conv, job.pool)) return false;
+  if (job.want_grad_weight) slice.sum_weight(begin, end, grad_weight, grad_bias);
+  if (job.grad_input.data != nullptr)
+    for (int64_t n = begin; n < end; ++n) slice.add_input(n);
   return true;
 }
 

@@ -120,6 +120,22 @@ CNNFAST_INLINE void store_low_bytes(uint8_t* p, Vec<int32_t> v) {
 #endif
 }
 
+// Bit i: whether p[i] == value, for 64 bytes.
+CNNFAST_INLINE uint64_t equal_bytes(const uint8_t* p, uint8_t value) {
+#if defined(__AVX2__)
+  const auto half = [&](const uint8_t* from) CNNFAST_INLINE_LAMBDA {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return static_cast<uint32_t>(
+        _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(static_cast<char>(value)))));
+  };
+  return half(p) | static_cast<uint64_t>(half(p + 32)) << 32;
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
+  return bits;
+#endif
+}
+
 // Splits two registers of consecutive floats into those at even and at odd positions.
 CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd) {
 #if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
@@ -161,6 +177,8 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
 template <class T>
 CNNFAST_INLINE void transpose(const T* __restrict from, int64_t from_stride, int64_t rows, int64_t columns,
                               T* __restrict to, int64_t to_stride) {
+  if (rows == 1 && to_stride == 1) return copy_row(from, to, columns);
+  if (columns == 1 && from_stride == 1) return copy_row(from, to, rows);
   if constexpr (sizeof(T) == 4) {
     if (rows >= 4 && columns >= 4) {
       typedef T Block __attribute__((vector_size(16)));

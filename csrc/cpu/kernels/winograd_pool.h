@@ -163,7 +163,7 @@ struct WinogradScratch {
       pointer = base == nullptr ? nullptr : base + used;
       used += round_up(count, 16);
     };
-    take(x, conv.C * 2 * padded.rows * padded.half);
+    take(x, padded.size(conv));
     take(transformed, kTransformed * conv.C * kLane);
     take(product, kTransformed * kLane * kMaxChannelVectors * kLane);
     take(value, band * pool.Q * round_up(conv.K, kLane));
