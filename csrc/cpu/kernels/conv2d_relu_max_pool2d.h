@@ -42,7 +42,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
       plan->workspace_bytes = input_bytes + round_up(band * pool.Q * channels, 16) * 5;
       break;
     case DirectBody::width:
-      plan->workspace_bytes = input_bytes + WidthOutput::bytes(pool, band);
+      plan->workspace_bytes = input_bytes + WidthOutput::staged_bytes(pool, band);
       break;
     case DirectBody::winograd:
       plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4;

@@ -42,8 +42,8 @@ static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_
       float* __restrict odd = halves[1] + 2 * (c * padded.rows + row) * padded.half;
       int64_t x = 0;
       if (input.stride.w == 1) {
-        for (; x + 2 * kLanes<float> <= columns; x += 2 * kLanes<float>)
-          split_even_odd(in + x, even + x / 2, odd + x / 2);
+        x = columns / 2 * 2;
+        split_even_odd(in, even, odd, x / 2);
       }
       for (; x < columns; ++x) (x % 2 == 0 ? even : odd)[x / 2] = in[x * input.stride.w];
     }
@@ -98,18 +98,31 @@ CNNFAST_INLINE void direct_width_tile(const Conv2dShape& conv, const float* x, i
   });
 }
 
-// Pooled rows of one block of channels, each padded to whole registers, on their way to the tensor.
+// Where tiles store the pooled rows of a block of channels: whole registers, which reach past a row's end.
 struct WidthOutput {
-  float* value;   // [kWidthChannels][band][pitch]
+  float* value;   // [channel][row][pitch]
   uint8_t* code;  // the same
   int64_t pitch, plane;
 
-  WidthOutput(const Pool2dShape& pool, int64_t band, char* base)
-      : value(reinterpret_cast<float*>(base)), pitch(round_up(pool.Q, kLanes<float>)), plane(band * pitch) {
-    code = reinterpret_cast<uint8_t*>(value + kWidthChannels * plane);
+  // Staged, with rows padded to whole registers.
+  static WidthOutput staged(const Pool2dShape& pool, int64_t band, char* base) {
+    const int64_t pitch = round_up(pool.Q, kLanes<float>), plane = band * pitch;
+    float* value = reinterpret_cast<float*>(base);
+    return {value, reinterpret_cast<uint8_t*>(value + kWidthChannels * plane), pitch, plane};
   }
-  static int64_t bytes(const Pool2dShape& pool, int64_t band) {
-    return kWidthChannels * WidthOutput(pool, band, nullptr).plane * static_cast<int64_t>(sizeof(float) + 1);
+  static int64_t staged_bytes(const Pool2dShape& pool, int64_t band) {
+    return kWidthChannels * staged(pool, band, nullptr).plane * static_cast<int64_t>(sizeof(float) + 1);
+  }
+  // The tensors themselves. Their rows must be written in order, for what reaches past one belongs to the next.
+  static WidthOutput in_place(const DirectForward& job, int64_t n, int64_t k, int64_t top) {
+    uint8_t* code = job.code.data != nullptr ? job.code.at(n, k, top, 0) : nullptr;
+    return {job.output.at(n, k, top, 0), code, job.pool.Q, job.output.stride.c};
+  }
+  static bool fits_in_place(const DirectForward& job) {
+    const Strides &y = job.output.stride, &q = job.code.stride;
+    const int64_t Q = job.pool.Q;
+    const bool dense = y.w == 1 && y.h == Q && round_up(Q, kLanes<float>) <= 2 * Q;
+    return dense && (job.code.data == nullptr || (q.w == 1 && q.h == Q && q.c == y.c));
   }
 };
 
@@ -127,17 +140,23 @@ void store_rows(const T* from, int64_t pitch, View<T> to, int64_t n, int64_t k, 
 
 // All windows of channels [k, k + kChannels).
 template <int kChannels, int kSize, bool kWithCode>
-void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, const WidthOutput& out,
+void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, const WidthOutput& staged,
                         int64_t n, int64_t top, int64_t rows, int64_t k, const float* weight) {
-  const int64_t half = padded.half, plane = 2 * padded.rows * half;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < out.pitch; j += kLanes<float>)
-      direct_width_tile<kChannels, kSize, kWithCode>(job.conv, x + 4 * i * half + j, half, plane, weight,
-                                                     out.value + i * out.pitch + j, out.code + i * out.pitch + j,
-                                                     out.plane);
+  const int64_t half = padded.half, plane = 2 * padded.rows * half, Q = job.pool.Q;
+  // Beyond the band's last row is another task's, or no memory at all: it is staged.
+  const int64_t direct = WidthOutput::fits_in_place(job) ? rows - 1 : 0;
+  const auto compute = [&](const WidthOutput& out, int64_t begin, int64_t end) CNNFAST_INLINE_LAMBDA {
+    for (int64_t i = begin, at = 0; i < end; ++i, at += out.pitch)
+      for (int64_t j = 0; j < Q; j += kLanes<float>)
+        direct_width_tile<kChannels, kSize, kWithCode>(job.conv, x + 4 * i * half + j, half, plane, weight,
+                                                       out.value + at + j, out.code + at + j, out.plane);
+  };
+  compute(WidthOutput::in_place(job, n, k, top), 0, direct);
+  compute(staged, direct, rows);
   for (int b = 0; b < kChannels; ++b) {
-    store_rows(out.value + b * out.plane, out.pitch, job.output, n, k + b, top, rows, job.pool.Q);
-    if constexpr (kWithCode) store_rows(out.code + b * out.plane, out.pitch, job.code, n, k + b, top, rows, job.pool.Q);
+    store_rows(staged.value + b * staged.plane, staged.pitch, job.output, n, k + b, top + direct, rows - direct, Q);
+    if constexpr (kWithCode)
+      store_rows(staged.code + b * staged.plane, staged.pitch, job.code, n, k + b, top + direct, rows - direct, Q);
   }
 }
 
@@ -147,14 +166,15 @@ void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char*
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const WidthInput padded(conv, job.pool, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
-  const WidthOutput out(job.pool, job.plan.band, workspace + round_up(padded.size(conv), 16) * 4);
+  const WidthOutput staged =
+      WidthOutput::staged(job.pool, job.plan.band, workspace + round_up(padded.size(conv), 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
   const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
   const float* weight = job.packed_weight;
   for (int64_t k = 0; k < conv.K;) {
     const int64_t block = min<int64_t>(kWidthChannels, conv.K - k);
     with_tile<kWidthChannels>(block, unit, [&](auto channels, auto size) {
-      direct_width_block<channels.value, size.value, kWithCode>(job, padded, x, out, n, top, rows, k, weight);
+      direct_width_block<channels.value, size.value, kWithCode>(job, padded, x, staged, n, top, rows, k, weight);
     });
     weight += block * (1 + conv.C * conv.R * conv.S);
     k += block;

@@ -136,19 +136,24 @@ CNNFAST_INLINE uint64_t equal_bytes(const uint8_t* p, uint8_t value) {
 #endif
 }
 
-// Splits two registers of consecutive floats into those at even and at odd positions.
-CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-  const __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 8);
-  const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
-  _mm256_storeu_ps(even, _mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0)));
-  _mm256_storeu_ps(odd, _mm256_shuffle_ps(low, high, _MM_SHUFFLE(3, 1, 3, 1)));
-#else
-  for (int lane = 0; lane < kLanes<float>; ++lane) {
-    even[lane] = from[2 * lane];
-    odd[lane] = from[2 * lane + 1];
+// even[i] = from[2 * i] and odd[i] = from[2 * i + 1], i < count. In blocks of 4, of which the last overlaps its
+// neighbour. (Registers of 32 bytes would need shuffles across their halves, which cost more than they save.)
+CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd, int64_t count) {
+  typedef float Block __attribute__((vector_size(16)));
+  if (count < 4) {
+    for (int64_t i = 0; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
+    return;
   }
-#endif
+  for (int64_t i = 0; i < count; i += 4) {
+    if (i + 4 > count) i = count - 4;
+    Block low, high;
+    std::memcpy(&low, from + 2 * i, sizeof low);
+    std::memcpy(&high, from + 2 * i + 4, sizeof high);
+    const Block evens = __builtin_shufflevector(low, high, 0, 2, 4, 6);
+    const Block odds = __builtin_shufflevector(low, high, 1, 3, 5, 7);
+    std::memcpy(even + i, &evens, sizeof evens);
+    std::memcpy(odd + i, &odds, sizeof odds);
+  }
 }
 
 // Copies `count` elements in whole chunks, the last overlapping its neighbour. (memcpy of a short row of unknown length

@@ -31,7 +31,8 @@ CNNFAST_INLINE void input_transform(const Vec<float> (&d)[4], Vec<float> (&v)[4]
 // V[16][C][lanes] of one register of windows whose first input column is 2 * j.
 static void transform_input(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane, float* transformed) {
   constexpr int64_t kLane = kLanes<float>;
-  for (int64_t c = 0; c < conv.C; ++c, x += plane) {
+  const int64_t C = conv.C, element = C * kLane;
+  for (int64_t c = 0; c < C; ++c, x += plane, transformed += kLane) {
     Vec<float> rows[4][4];  // [transformed row][column]
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) {
@@ -47,7 +48,7 @@ static void transform_input(const Conv2dShape& conv, const float* x, int64_t hal
       Vec<float> out[4];
       input_transform(rows[a], out);
 #pragma GCC unroll 4
-      for (int b = 0; b < 4; ++b) store_vec(transformed + ((a * 4 + b) * conv.C + c) * kLane, out[b]);
+      for (int b = 0; b < 4; ++b) store_vec(transformed + (a * 4 + b) * element, out[b]);
     }
   }
 }
