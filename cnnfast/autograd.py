@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 
 from .library import op
@@ -221,7 +222,7 @@ class AvgPool2d(Op):
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, *ctx.options = inputs
         ctx.input_shape = input.shape
-        ctx.channels_last = not output.is_contiguous()
+        ctx.channels_last = output.stride(-1) != 1  # also of 1x1 maps, which are contiguous in both formats
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
@@ -229,6 +230,8 @@ class AvgPool2d(Op):
             # aten's formula reads no more than the shape of the input.
             input = grad_output.new_empty(()).expand(ctx.input_shape)
             grad = torch.ops.aten.avg_pool2d_backward(grad_output, input, *ctx.options)
+            if ctx.channels_last:
+                grad = grad.contiguous(memory_format=torch.channels_last)
         else:
             grad = _avg_pool2d_backward(grad_output, ctx.input_shape[-2:], ctx.channels_last, *ctx.options)
         return grad, None, None, None, None, None, None
@@ -313,11 +316,12 @@ def _aten_convolution_backward(
 def _scatter(grad_output: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     """The [..., H, W] map of ``size`` (H, W) into which each pooled gradient is added where its window's winner is.
 
-    ``index`` is the winner's h * W + w, or negative for none.
+    ``index`` is the winner's h * W + w, or negative for none; the map has its memory format.
     """
     grad = torch.where(index < 0, 0, grad_output).flatten(-2)
     dense = grad.new_zeros(*grad.shape[:-1], size[0] * size[1])
-    return dense.scatter_add(-1, index.clamp(min=0).flatten(-2), grad).unflatten(-1, tuple(size))
+    dense = dense.scatter_add(-1, index.clamp(min=0).flatten(-2), grad).unflatten(-1, tuple(size))
+    return dense.contiguous(memory_format=suggest_memory_format(index))
 
 
 def _winners(code: Tensor, width: int, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:

@@ -28,16 +28,15 @@ def _channels_last(tensor: Tensor) -> bool:
     return suggest_memory_format(tensor) == torch.channels_last
 
 
-def _image(
-    like: Tensor, channels: int, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
-) -> Tensor:
-    """[N, channels, *size], or without N, with the batch, device and (unless given) dtype of ``like``."""
-    return torch.empty(
-        (*like.shape[:-3], channels, *size),
-        dtype=dtype or like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if channels_last and like.dim() == 4 else torch.contiguous_format,
-    )
+def _image(like: Tensor, channels: int, size: Sequence[int], channels_last: bool) -> Tensor:
+    """[N, channels, *size], or without N, with the batch, device and dtype of ``like``.
+
+    One image in channels_last is [1, channels, *size] in that format without its first dimension.
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    batch = like.shape[:-3] or (1,)
+    image = torch.empty((*batch, channels, *size), dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return image if like.dim() == 4 else image[0]
 
 
 def _pooled_size(size: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool) -> list[int]:
@@ -81,7 +80,8 @@ def _conv2d_relu_max_pool2d(
 ) -> tuple[Tensor, Tensor]:
     size = conv_output_size(input, weight, stride, padding, dilation)
     pooled = _pooled_size(size, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    channels_last = _channels_last(input) or _channels_last(weight)
+    # Pooling one image without batch gives a contiguous result, whatever the weight's format.
+    channels_last = input.dim() == 4 and (_channels_last(input) or _channels_last(weight))
     output = _image(input, weight.shape[0], pooled, channels_last)
     code = torch.empty_like(output, dtype=torch.uint8) if return_code else input.new_empty(0, dtype=torch.uint8)
     return output, code
@@ -170,13 +170,13 @@ _FAKE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _register_autocast(op: type[Op], device: str) -> None:
-    key = torch._C.DispatchKey.AutocastCPU if device == "cpu" else torch._C.DispatchKey.AutocastCUDA
+def _register_autocast(op: type[Op]) -> None:
+    key = torch._C.DispatchKey.AutocastCPU
     keys = torch._C.DispatchKeySet(key)
 
     def cast_and_call(keyset: Any, *args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return PUBLIC[op.name](*lower_precision(device, *args[:3]), *args[3:])
+            return PUBLIC[op.name](*lower_precision("cpu", *args[:3]), *args[3:])
 
     _lib.impl(op.name, cast_and_call, key.name, with_keyset=True)
 
@@ -191,7 +191,7 @@ def register() -> None:
     for op in OPS.values():
         torch.library.register_autograd(f"cnnfast::{op.name}", op.backward, setup_context=op.save, lib=_lib)
         if op.lower_precision:
-            _register_autocast(op, "cpu")
+            _register_autocast(op)
 
 
 if library.load_error is None:

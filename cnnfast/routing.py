@@ -92,15 +92,16 @@ def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
             return Reason(f"no kernel for layout {tensor.layout}")
     if library.load_error is not None:
         return NOT_LOADED
-    if compiling:  # ONNX has convolution and pooling, not our ops
-        return TRACING if torch.onnx.is_in_onnx_export() else None
     if torch._C._are_functorch_transforms_active():
         return FUNCTORCH
-    # The level is that of the innermost dual_level(), -1 outside all.
-    if forward_ad._current_level >= 0 and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    # The level is that of the innermost dual_level(), -1 outside all. A tracer can't look at tangents.
+    if forward_ad._current_level >= 0 and (
+        compiling
+        or any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
     ):
         return FORWARD_AD
+    if compiling:  # ONNX has convolution and pooling, not our ops
+        return TRACING if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:
         return TRACING
     return None

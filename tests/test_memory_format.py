@@ -8,7 +8,18 @@ from calls import leaves_of, ours, theirs
 
 from cnnfast.testing import LAYOUTS, OPS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
-LABELS = ("lopsided", "groups", "1x1", "unbatched", "odd_size", "3x3", "dilated", "tail", "channels_below_8_lanes")
+LABELS = (
+    "lopsided",
+    "groups",
+    "1x1",
+    "unbatched",
+    "odd_size",
+    "3x3",
+    "dilated",
+    "tail",
+    "channels_below_8_lanes",
+    "global",
+)
 CHOSEN = [case for op in OPS for case in cases(op) if case.label in LABELS]
 
 
@@ -28,10 +39,14 @@ def test_strides_are_torchs(case: Case, layout: str, device: torch.device) -> No
         output, expected = ours(case.op, *mine, **case.arguments), theirs(case.op, *torchs, **case.arguments)
         assert _format(output) == _format(expected), f"output, {weight_layout} weight"
         grad_output = torch.ones_like(expected)
-        for i, (actual, gradient) in enumerate(
-            zip(torch.autograd.grad(output, mine, grad_output), torch.autograd.grad(expected, torchs, grad_output))
-        ):
-            assert _format(actual) == _format(gradient), f"gradient {i}, {weight_layout} weight"
+        for create_graph in (True, False):
+            gradients, torchs_gradients = (
+                torch.autograd.grad(result, leaves, grad_output, retain_graph=True, create_graph=create_graph)
+                for result, leaves in ((output, mine), (expected, torchs))
+            )
+            for i, (actual, gradient) in enumerate(zip(gradients, torchs_gradients)):
+                where = f"gradient {i}, {weight_layout} weight, create_graph={create_graph}"
+                assert _format(actual) == _format(gradient), where
 
 
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "avg_pool2d"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_calls import CALLS, Call, one_of_each
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import cnnfast
 from cnnfast import autograd
@@ -37,14 +38,23 @@ def _public_arguments(call: Call, tensors: list[Tensor | None], monkeypatch: pyt
     return seen[0]
 
 
-@every_call
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-def test_opcheck(call: Call, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+def _tensors(call: Call, layouts: str) -> list[Tensor | None]:
+    """Leaves of which those that ``layouts`` names, and that have 4 dimensions, are channels_last."""
     tensors = call.tensors(torch.float32)
-    if memory_format == torch.channels_last:
-        if tensors[0].dim() != 4:
-            pytest.skip("channels_last is a layout of 4 dimensions")
-        tensors[0] = tensors[0].detach().contiguous(memory_format=memory_format).requires_grad_()
+    for position, name in enumerate(("input", "weight")):
+        if name in layouts and position < len(tensors) and tensors[position].dim() == 4:
+            tensor = tensors[position].detach().contiguous(memory_format=torch.channels_last)
+            tensors[position] = tensor.requires_grad_()
+    return tensors
+
+
+channels_last = pytest.mark.parametrize("layouts", ["nchw", "input", "weight", "input_and_weight"])
+
+
+@every_call
+@channels_last
+def test_opcheck(call: Call, layouts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = _tensors(call, layouts)
     arguments = _public_arguments(call, tensors, monkeypatch)
     # Dynamic shapes trace each call a second time; once per op, below, is enough.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -55,6 +65,31 @@ def test_opcheck(call: Call, memory_format: torch.memory_format, monkeypatch: py
 def test_opcheck_traced(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = _public_arguments(call, call.tensors(torch.float32), monkeypatch)
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_aot_dispatch_dynamic")
+
+
+RAW = {name: handle for name, handle in vars(autograd).items() if isinstance(handle, torch._ops.OpOverload)}
+
+
+@every_call
+@channels_last
+def test_opcheck_of_raw_ops(call: Call, layouts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake and real results of the ops that eager mode calls, in the forward and the backward of each call."""
+    checked = []
+
+    def check(handle: Any) -> Any:
+        def checking(*arguments: Any) -> Any:
+            checked.append(handle)
+            detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+            torch.library.opcheck(handle, tuple(detached), test_utils="test_faketensor")
+            return handle(*arguments)
+
+        return checking
+
+    for name, handle in RAW.items():
+        monkeypatch.setattr(autograd, name, check(handle))
+    output = call.ours(*_tensors(call, layouts))
+    output.backward(torch.ones_like(output))
+    assert any("backward" in handle.name() for handle in checked)
 
 
 @every_op
@@ -98,6 +133,30 @@ def test_compile_without_graph_break() -> None:
         torch.testing.assert_close(_gradients(model, compiled, input), _gradients(model, model, input))
     with torch.no_grad():
         torch.testing.assert_close(compiled(input), model(input))
+
+
+def _tangent(f: Any, primal: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(primal, torch.ones_like(primal))
+        return forward_ad.unpack_dual(f(dual)).tangent
+
+
+TRANSFORMS = {
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "grad": lambda f: torch.func.grad(lambda x: f(x).square().sum()),
+    "vmap": lambda f: lambda x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
+    "dual": lambda f: lambda x: _tangent(f, x),
+}
+
+
+@every_op
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_compiled_transform(call: Call, transform: str) -> None:
+    """A traced transform would go around the formulas of the public ops, and drop tangents without a word."""
+    image, *others = [None if tensor is None else tensor.detach() for tensor in call.tensors()]
+    of = TRANSFORMS[transform]
+    compiled = torch.compile(of(lambda x: call.ours(x, *others)), backend="eager")
+    torch.testing.assert_close(compiled(image), of(lambda x: call.theirs(x, *others))(image))
 
 
 def test_compile_counts_nothing() -> None:
