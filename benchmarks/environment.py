@@ -101,9 +101,14 @@ def probe(threads: int, seconds: float = 0.3) -> tuple[float, float]:
         1e9 operations per second, and the share of the processor time asked for that this process got: less than 1
         where others were running.
     """
-    wall, used = time.perf_counter(), time.process_time()
-    flops = float(torch.ops.cnnfast.fma_peak(seconds, threads))
-    wall, used = time.perf_counter() - wall, time.process_time() - used
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        wall, used = time.perf_counter(), time.process_time()
+        flops = float(torch.ops.cnnfast.fma_peak(seconds, threads))
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+    finally:
+        torch.set_num_threads(before)
     return flops / 1e9, used / (wall * threads)
 
 

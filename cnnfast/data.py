@@ -107,12 +107,23 @@ def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile, shape: tuple[int | Non
         expected = ", ".join("N" if want is None else str(want) for want in shape)
         raise ValueError(f"{path}: expected sizes [{expected}], but got {list(sizes)}")
     count = math.prod(sizes)
-    # A byte more than there should be, never all there is: a small gzip file can hold terabytes.
-    values = bytearray(file.read(count + 1))
+    values = _read_at_most(file, count + 1)
     if len(values) != count:
         found = f"{len(values)}" if len(values) < count else "more"
         raise ValueError(f"{path}: expected {count} bytes of values for sizes {list(sizes)}, but got {found}")
     return torch.frombuffer(values, dtype=torch.uint8).view(sizes) if count else torch.empty(sizes, dtype=torch.uint8)
+
+
+def _read_at_most(file: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
+    """The next `count` bytes, or as many as there are.
+
+    Never more than a chunk beyond what the file holds is asked for: a damaged header may promise terabytes, and a
+    small gzip file may hold them.
+    """
+    values = bytearray()
+    while len(values) < count and (chunk := file.read(min(count - len(values), 1 << 20))):
+        values += chunk
+    return values
 
 
 def _idx_folder(name_or_path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None) -> Path:

@@ -301,6 +301,11 @@ def avg_pool2d(
     name = "avg_pool2d"
     if not own(name, input):
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if input.dim() < 3:  # torch's type of error here, which the kernel's own check cannot raise
+        raise IndexError(
+            f"{name}: input must be 3D (unbatched) or 4D (batched): [C, H, W] or [N, C, H, W], but got "
+            f"input.shape={list(input.shape)}"
+        )
     kernel_size = pair(name, "kernel_size", kernel_size)
     options = (
         kernel_size,

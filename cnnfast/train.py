@@ -313,17 +313,14 @@ def run(config: Config, report: Callable[[str], object] = print) -> dict[str, An
     backends = tuple(MODELS) if config.backend == "both" else (config.backend,)
     halves = load_data(config)
     trainers = [Trainer(backend, config, *halves) for backend in backends]
-    for trainer in trainers:
-        if config.resume:
-            trainer.resume()
-        elif trainer.path is not None and trainer.path.exists():
-            raise ValueError(f"{trainer.path}: a checkpoint is there already; resume it or name another folder")
+    _resume(trainers) if config.resume else _refuse_checkpoints(trainers)
     # Before the first step, so that from here on there is something to resume for every backend.
     for trainer in trainers:
         trainer.save()
     report("epoch  backend    loss  train acc  test acc  seconds  images/s")
     for epoch in range(1, config.epochs + 1):
-        for trainer in trainers:
+        # In turns, so that neither always has the machine as the other leaves it.
+        for trainer in trainers if epoch % 2 else trainers[::-1]:
             # A resumed run may be an epoch further with one backend than with the other.
             row = trainer.rows[epoch - 1] if len(trainer.rows) >= epoch else trainer.train_epoch()
             report(_line(trainer.backend, row))
@@ -338,6 +335,25 @@ def run(config: Config, report: Callable[[str], object] = print) -> dict[str, An
         report(f"epoch time, torch / cnnfast: {result['epoch_time_ratio']:.2f}")
         report(f"test accuracy, cnnfast - torch: {result['accuracy_difference']:+.2f} points")
     return result
+
+
+def _refuse_checkpoints(trainers: Sequence[Trainer]) -> None:
+    for trainer in trainers:
+        if trainer.path is not None and trainer.path.exists():
+            raise ValueError(f"{trainer.path}: a checkpoint is there already; resume it or name another folder")
+
+
+def _resume(trainers: Sequence[Trainer]) -> None:
+    """Resumes all; one without a checkpoint begins if another has not begun either: the run ended between the two."""
+    missing = []
+    for trainer in trainers:
+        try:
+            trainer.resume()
+        except FileNotFoundError as error:
+            missing.append(error)
+    begun = any(trainer.rows or trainer.sampler.position for trainer in trainers)
+    if missing and (begun or len(missing) == len(trainers)):
+        raise missing[0]
 
 
 def _line(backend: str, row: dict[str, Any]) -> str:
@@ -360,7 +376,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cnnfast.train", description="Trains the lecture's network.")
     parser.add_argument("--backend", choices=(*MODELS, "both"), default=default.backend)
     parser.add_argument("--data", default=default.data, help="digits, mnist, fashion-mnist or a folder of IDX files")
-    parser.add_argument("--data-root", help="where mnist and fashion-mnist are; default $CNNFAST_DATA, else ./data")
+    parser.add_argument(
+        "--data-root",
+        help="where mnist and fashion-mnist are; default $CNNFAST_DATA, else "
+        f"{' or '.join(map(str, data.DEFAULT_ROOTS))}",
+    )
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=default.optimizer)

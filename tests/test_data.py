@@ -79,6 +79,7 @@ LABELS = idx(torch.zeros(11, dtype=torch.uint8))
         ("images-idx3", b"\0\0\x0d\3" + IMAGES[4:], "unsigned bytes .* got 0x00000d03"),
         ("images-idx3", IMAGES[:9], "header of 16 bytes, but got 9"),
         ("images-idx3", IMAGES[:-1], r"8624 bytes of values for sizes \[11, 28, 28\], but got 8623"),
+        ("images-idx3", IMAGES[:4] + b"\xff" * 4 + IMAGES[8:], "3367254359280 bytes of values .* but got 8624"),
         ("images-idx3", IMAGES + b"\0", "8624 bytes of values .* but got more"),
         ("images-idx3", idx(torch.zeros(11, 32, 32, dtype=torch.uint8)), r"\[N, 28, 28\], but got \[11, 32, 32\]"),
         ("labels-idx1", idx(torch.zeros(10, dtype=torch.uint8)), "11 labels, one for each image, but got 10"),

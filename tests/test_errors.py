@@ -93,6 +93,7 @@ TABLES: dict[str, dict[str, Bad]] = {
     "max_pool2d": POOLING
     | {"dilation": Bad((X,), {"kernel_size": 2, "dilation": 0}, r"dilation must be greater than zero.*=\[0, 0\]")},
     "avg_pool2d": POOLING
+    | {"input_rank_2": Bad(((4, 8),), {"kernel_size": 2}, r"input must be 3D .* or 4D .*input.shape=\[4, 8\]")}
     | {"divisor": Bad((X,), {"kernel_size": 2, "divisor_override": 0}, "divisor must be not zero.*divisor_override=0")},
     "relu": {"not_a_tensor": Bad(([1.0],), {}, "input must be a Tensor, but got input=list")},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -234,6 +235,26 @@ def test_does_not_overwrite_another_run(config: train.Config):
         train.run(config, quiet)
 
 
+def test_resumes_where_only_one_backend_had_begun(config: train.Config, tmp_path: Path):
+    both = dataclasses.replace(config, backend="both", epochs=1, checkpoint=str(tmp_path / "both"))
+    train.run(both, quiet)
+    (tmp_path / "both" / "torch.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="torch.pt"):
+        train.run(dataclasses.replace(both, resume=True), quiet)
+    first, second = train.Trainer("cnnfast", both, *train.load_data(both)), tmp_path / "both" / "cnnfast.pt"
+    second.unlink()
+    first.save()  # as a run that ended before it saved the other
+    result = train.run(dataclasses.replace(both, resume=True), quiet)
+    assert [len(rows) for rows in result["epochs"].values()] == [1, 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_checkpoint_has_the_permissions_of_any_file(tmp_path: Path):
+    checkpoint.save(tmp_path / "run.pt", {})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "run.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_nothing_to_resume(config: train.Config):
     with pytest.raises(FileNotFoundError, match="cnnfast.pt"):
         train.run(dataclasses.replace(config, resume=True), quiet)
@@ -276,7 +297,7 @@ def test_learns_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert all(row["images_per_second"] == pytest.approx(1437 / row["seconds"]) for row in rows)
     assert result["epoch_time_ratio"] > 0 and abs(result["accuracy_difference"]) < 3
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in printed[1:9]] == [*BACKENDS] * 4  # They take turns.
+    assert [line.split()[1] for line in printed[1:9]] == [*BACKENDS, *BACKENDS[::-1]] * 2  # They take turns.
     assert re.fullmatch(r"epoch time, torch / cnnfast: \d+\.\d\d", printed[9])
 
 
