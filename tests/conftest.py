@@ -15,10 +15,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device whose kernels are tested: cpu (default), cuda, cuda:1")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: minutes, not seconds; run them with -m long")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the long tests out, unless -m or a test's own name asks for them."""
     if "long" in config.option.markexpr or any("::" in argument for argument in config.args):

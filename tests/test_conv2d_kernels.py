@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cnnfast
 from cnnfast.testing import DTYPES, LAYOUTS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
-torch.ops.load_library(next(Path(cnnfast.__file__).parent.glob("_C*.so")))
 ops = torch.ops.cnnfast
 
 ISAS: list[str] = json.loads(ops.cpu_info())["supported"]

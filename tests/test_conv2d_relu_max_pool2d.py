@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from calls import forward_backward, leaves_of, ours, theirs
 from torch import Tensor
 
-from cnnfast.testing import Case, cases, make_tensors, reference
+from cnnfast.testing import Case, assert_within, cases, make_tensors, reference
 
 OP = "conv2d_relu_max_pool2d"
 CLIPPED = 255
@@ -205,3 +205,30 @@ def test_code_from_outside_is_checked() -> None:
         bad[place] = winner
         with pytest.raises(RuntimeError, match="every code must be 255 or name a winner inside the 4x4 map"):
             _backward_of_code(bad, padding)
+
+
+def _tile_bound(input: Tensor, weight: Tensor) -> Tensor:
+    """What Winograd's F(2x2, 3x3) may err, for each window: every element of a tile may reach every output.
+
+    Transforming 4x4 inputs with sums of 2 terms twice makes elements of up to 4 max|d|, the 3x3 kernel up to
+    2.25 max|g|; an output sums 9 products of those per channel; each is the end of at most C + 12 roundings.
+    """
+    channels = weight.shape[1]
+    tiles = F.max_pool2d(F.pad(input, (1, 1, 1, 1)).abs(), 4, stride=2)
+    largest = weight.abs().amax((2, 3))
+    return torch.finfo(torch.float32).eps * (channels + 12) * 81 * torch.einsum("nchw,kc->nkhw", tiles, largest)
+
+
+@pytest.mark.parametrize("column", ["ordinary", "large"])
+def test_inference_errs_by_the_tile_and_training_by_the_element(column: str, isa: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    input, weight = (torch.randn(size, generator=generator) for size in ((2, 8, 8, 8), (16, 8, 3, 3)))
+    if column == "large":  # which meets zeros only, but for the windows beside it
+        input[..., 3] = -1e6
+        weight[..., 1:] = 0
+    expected = reference(OP, input, weight, padding=1)
+    training = ours(OP, input, weight.clone().requires_grad_(), padding=1)
+    assert_within(training.detach(), expected.output, "training")
+    inference = ours(OP, input, weight, padding=1)
+    error = (inference.double() - expected.output.value).abs()
+    assert (error <= _tile_bound(input, weight)).all()
