@@ -102,9 +102,9 @@ def conv2d_relu_max_pool2d(
 ) -> Tensor:
     """``max_pool2d(relu(conv2d(...)), ...)`` in one pass: the un-pooled map is never stored, forward or backward.
 
-    Without a gradient wanted, 3x3 kernels of stride 1 on 8 or more channels run as Winograd F(2x2, 3x3) (Lavin and Gray,
-    2016, arXiv 1509.09308): rounding errors are then bounded by the largest values of the 4x4 input tile and the kernel,
-    not by each element's own sum.
+    Without a gradient wanted, 3x3 kernels of stride 1 on 8 or more channels run as Winograd F(2x2, 3x3) (Lavin and
+    Gray, 2016, arXiv 1509.09308): rounding errors are then bounded by the largest values of the 4x4 input tile and the
+    kernel, not by each element's own sum.
 
     Backward keeps input, weight and one byte per pooled element (which element of its window won, or that ReLU
     clipped it) and works from those; windows of more than 254 elements are pooled unfused.

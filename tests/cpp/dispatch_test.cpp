@@ -1,4 +1,4 @@
-// Which instruction set is chosen: by default, capped by CNNFAST_CPU_ISA, and after a cap that makes no sense.
+// Which instruction set is chosen: by default, as CNNFAST_CPU_ISA says, and where that makes no sense.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,16 +24,16 @@ std::string read_all(int descriptor) {
   return text;
 }
 
-Outcome choose_under(const char* cap) {
+Outcome choose_under(const char* choice) {
   int report[2], printed[2];
   if (pipe(report) != 0 || pipe(printed) != 0) std::abort();
   const pid_t child = fork();
   if (child == 0) {
     dup2(printed[1], 2);
-    if (cap == nullptr) {
+    if (choice == nullptr) {
       unsetenv("CNNFAST_CPU_ISA");
     } else {
-      setenv("CNNFAST_CPU_ISA", cap, 1);
+      setenv("CNNFAST_CPU_ISA", choice, 1);
     }
     const std::string text = cpu_isa_report();
     _exit(write(report[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : 1);
@@ -61,7 +61,7 @@ TEST(best_is_chosen_by_default) {
   CHECK_EQ(choose_under("").report, outcome.report);
 }
 
-TEST(every_supported_cap_works) {
+TEST(every_supported_choice_works) {
   // Asked of a child: this process has not chosen yet.
   const std::string all = choose_under(nullptr).report;
   const std::string supported = all.substr(all.find("\"supported\""));
@@ -76,7 +76,7 @@ TEST(every_supported_cap_works) {
   }
 }
 
-TEST(unknown_cap_warns_and_is_ignored) {
+TEST(unknown_choice_warns_and_is_ignored) {
   const Outcome outcome = choose_under("sse9");
   CHECK_EQ(outcome.report, choose_under(nullptr).report);
   CHECK(contains(outcome.printed, "CNNFAST_CPU_ISA=sse9 was not built or is not supported here; ignored"));
