@@ -64,19 +64,19 @@ static void pack_image(const Conv2dShape& conv, const PatchImage& image, View<co
   }
 }
 
-static void unpack_image(const Conv2dShape& conv, const PatchImage& image, const float* from, View<float> out,
-                         int64_t n) {
-  const int64_t h_end = min(conv.H, image.rows - conv.pad_top), w_end = min(conv.W, image.columns - conv.pad_left);
-  for (int64_t h = 0; h < conv.H; ++h) {
-    const int64_t end = h < h_end ? max<int64_t>(w_end, 0) : 0;
-    const float* row = from + (h + conv.pad_top) * image.pitch + conv.pad_left * conv.C;
+// Writes rows [h, end) of image n from packed rows, the first of which is row h of the input.
+static void unpack_rows(const Conv2dShape& conv, const PatchImage& image, const float* from, View<float> out, int64_t n,
+                        int64_t h, int64_t end) {
+  const int64_t columns = max<int64_t>(0, min(conv.W, image.columns - conv.pad_left));
+  for (; h < end; ++h, from += image.pitch) {
+    const float* row = from + conv.pad_left * conv.C;
     if (out.stride.w == 1) {
-      transpose(row, conv.C, end, conv.C, out.at(n, 0, h, 0), out.stride.c);
+      transpose(row, conv.C, columns, conv.C, out.at(n, 0, h, 0), out.stride.c);
     } else {
-      for (int64_t w = 0; w < end; ++w)
+      for (int64_t w = 0; w < columns; ++w)
         for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = row[w * conv.C + c];
     }
-    for (int64_t w = end; w < conv.W; ++w)
+    for (int64_t w = columns; w < conv.W; ++w)
       for (int64_t c = 0; c < conv.C; ++c) *out.at(n, c, h, w) = 0;  // no window reached it
   }
 }
@@ -129,16 +129,17 @@ void sum_patches(const float* image, int64_t pitch, const int32_t* offset, const
     }
 }
 
-// grad_input patch[r][v] += sum over channels k in a mask of g[k] * weight[k][r][v], for every (window, code) with
-// channels in its mask.
+// grad_input patch[r][v] += sum over channels k in a mask of g[k] * weight[k][r][v], for every (window, code) of a row
+// of windows with channels in its mask.
 struct AddPatches {
-  float* image;  // at the piece's first row and float
+  float* rows;  // the image rows under the windows, at the piece's first row and float
   int64_t pitch;
   const uint64_t* masks;  // [windows][codes]
   const int32_t* window;
   const int32_t* code_offset;
   int64_t windows, codes;
-  const float* g;       // [channel][windows]
+  const float* g;  // [channel][windows]
+  int64_t g_stride;
   const float* weight;  // [channel][R][row], at the piece
   int64_t weight_stride, row;
   const int32_t* tail;  // keeps the lanes of a row's last register that belong to the patch; null elsewhere in a row
@@ -150,13 +151,14 @@ void add_patches(const AddPatches& job) {
   typedef int32_t Mask __attribute__((vector_size(sizeof(V))));
   Mask keep = ~Mask{};
   if (job.tail != nullptr) std::memcpy(&keep, job.tail, sizeof keep);
-  const int64_t row = job.row, pitch = job.pitch, codes = job.codes, windows = job.windows;
+  const int64_t row = job.row, pitch = job.pitch, codes = job.codes, g_stride = job.g_stride;
   const int64_t weight_stride = job.weight_stride;
   const float* const weight = job.weight;
-  for (int64_t i = 0; i < windows; ++i) {
-    const float* const g = job.g + i;
+  const uint64_t* masks = job.masks;
+  for (int64_t j = 0; j < job.windows; ++j) {
+    const float* const g = job.g + j;
     for (int64_t code = 0; code < codes; ++code) {
-      uint64_t mask = job.masks[i * codes + code];
+      uint64_t mask = *masks++;
       if (mask == 0) continue;
       V sum[kRows][kVectors];
 #pragma GCC unroll 3
@@ -166,7 +168,7 @@ void add_patches(const AddPatches& job) {
       int64_t k = __builtin_ctzll(mask);
       do {
         const float* w = weight + k * weight_stride;
-        const V gv = g[k * windows] - V{};
+        const V gv = g[k * g_stride] - V{};
         mask &= mask - 1;
         k = __builtin_ctzll(mask | uint64_t{1} << 63);  // the next channel, one ahead of its use
 #pragma GCC unroll 3
@@ -176,7 +178,7 @@ void add_patches(const AddPatches& job) {
           for (int v = 0; v < kVectors; ++v) sum[r][v] += gv * load_as<V>(w + v * kLane);
         }
       } while (mask != 0);
-      float* patch = job.image + job.window[i] + job.code_offset[code];
+      float* patch = job.rows + job.window[j] + job.code_offset[code];
 #pragma GCC unroll 3
       for (int r = 0; r < kRows; ++r) {
         float* to = patch + r * pitch;

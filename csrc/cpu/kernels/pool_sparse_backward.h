@@ -21,17 +21,28 @@ static bool sparse_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
          PatchImage(conv).size() < kMaxOffset;
 }
 
+// The rows of the padded image's gradient that one row of windows adds to, and how many of them the next leaves alone.
+struct GradRows {
+  int64_t step, rows, first;  // first: of the first row of windows
+
+  GradRows(const Conv2dShape& conv, const Pool2dShape& pool)
+      : step(pool.stride_h * conv.stride_h),
+        rows(max(step, (pool.R - 1) * pool.dilation_h * conv.stride_h + conv.R)),
+        first(-pool.pad_h * conv.stride_h) {}
+};
+
 // Scratch of one task.
 struct SparseScratch {
   float* image;
-  float* grad_image;
+  float* grad_rows;  // the image rows under a row of windows
   float* g;         // [K][P * Q] pooled gradients of one image
   uint8_t* code;    // [K][P * Q]
   int32_t* offset;  // of one channel's live elements
   float* live_g;
-  int32_t* window;     // [P * Q] offset of a window's corner
+  int32_t* window;     // [P * Q] offset of a window's corner in the image
+  int32_t* column;     // [Q] and in its rows
   uint8_t* by_window;  // [P * Q][64] codes of one window's channels
-  uint64_t* masks;     // [P * Q][window codes] channels whose winner has that code
+  uint64_t* masks;     // [blocks of 64 channels][P * Q][window codes] channels whose winner has that code
 
   static int64_t bytes(const Conv2dShape& conv, const Pool2dShape& pool) {
     SparseScratch unused;
@@ -45,14 +56,15 @@ struct SparseScratch {
       used += round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 64);  // kernels load past a row's end
     };
     take(image, image_size);
-    take(grad_image, image_size);
+    take(grad_rows, GradRows(conv, pool).rows * PatchImage(conv).pitch);
     take(g, conv.K * windows);
     take(code, conv.K * windows);
     take(live_g, windows);
     take(offset, windows + 1);
     take(window, windows);
+    take(column, pool.Q);
     take(by_window, windows * kMaskChannels);
-    take(masks, windows * pool.R * pool.S);
+    take(masks, ceil_div(conv.K, kMaskChannels) * windows * pool.R * pool.S);
     return used;
   }
 };
@@ -125,8 +137,7 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
 static void channels_by_winner(const uint8_t* code, int64_t channels, int64_t windows, int64_t codes,
                                uint8_t* __restrict by_window, uint64_t* __restrict masks) {
   std::memset(by_window, kClipped, static_cast<size_t>(windows * kMaskChannels));
-  for (int64_t k = 0; k < channels; ++k)
-    for (int64_t i = 0; i < windows; ++i) by_window[i * kMaskChannels + k] = code[k * windows + i];
+  transpose(code, windows, channels, windows, by_window, kMaskChannels);
   for (int64_t i = 0; i < windows; ++i, by_window += kMaskChannels) {
     for (int64_t c = 0; c < codes; ++c) *masks++ = equal_bytes(by_window, static_cast<uint8_t>(c));
   }
@@ -179,10 +190,12 @@ class SparseSlice {
     for (int64_t i = 0; i < codes_; ++i)
       code_offset_[i] = static_cast<int32_t>((i / pool.S) * pool.dilation_h * conv.stride_h * image_.pitch +
                                              (i % pool.S) * pool.dilation_w * conv.stride_w * conv.C);
+    for (int64_t j = 0; j < pool.Q; ++j)
+      scratch_.column[j] = static_cast<int32_t>((j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
     for (int64_t i = 0, at = 0; i < pool.P; ++i)
       for (int64_t j = 0; j < pool.Q; ++j, ++at)
-        scratch_.window[at] = static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image_.pitch +
-                                                   (j * pool.stride_w - pool.pad_w) * conv.stride_w * conv.C);
+        scratch_.window[at] =
+            static_cast<int32_t>((i * pool.stride_h - pool.pad_h) * conv.stride_h * image_.pitch) + scratch_.column[j];
     const int64_t lanes = narrow_rows(conv) ? row_ : kLanes<float>;
     for (int64_t lane = 0; lane < lanes; ++lane) tail_[lane] = row_ - lanes + lane < conv.S * conv.C ? -1 : 0;
   }
@@ -211,23 +224,48 @@ class SparseSlice {
     }
   }
 
-  // Writes grad_input of image n.
+  // Writes grad_input of image n. Each row of windows adds to a few rows of the padded image, which with the weights
+  // stay in the first-level cache; a row that no further window reaches is written out.
   void add_input(int64_t n) {
     const Conv2dShape& conv = job_.conv;
+    const Pool2dShape& pool = job_.pool;
     const float* g = grad_output(n);
     const uint8_t* q = code(n);
-    std::memset(scratch_.grad_image, 0, static_cast<size_t>(image_.size()) * sizeof(float));
-    for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels) {
-      const int64_t end = min(conv.K, begin + kMaskChannels);
-      channels_by_winner(q + begin * windows_, end - begin, windows_, codes_, scratch_.by_window, scratch_.masks);
-      for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool last) {
-        kernels.add({scratch_.grad_image + r * image_.pitch + first, image_.pitch, scratch_.masks, scratch_.window,
-                     code_offset_, windows_, codes_, g + begin * windows_,
-                     job_.packed_weight + begin * conv.R * row_ + r * row_ + first, conv.R * row_, row_,
-                     last ? tail_ : nullptr});
-      });
+    const int64_t block_masks = windows_ * codes_;
+    for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels)
+      channels_by_winner(q + begin * windows_, min(conv.K - begin, kMaskChannels), windows_, codes_,
+                         scratch_.by_window, scratch_.masks + begin / kMaskChannels * block_masks);
+
+    const GradRows under(conv, pool);
+    const int64_t kept = under.rows - under.step, moved = under.step * image_.pitch;
+    const auto clear = [&](int64_t row) {
+      std::memset(scratch_.grad_rows + row * image_.pitch, 0,
+                  static_cast<size_t>((under.rows - row) * image_.pitch) * sizeof(float));
+    };
+    clear(0);
+    int64_t h = 0, top = under.first - conv.pad_top;  // the next row to write; the row of the input that is first here
+    for (int64_t i = 0; i < pool.P; ++i, top += under.step) {
+      for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels) {
+        for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool last) {
+          kernels.add({scratch_.grad_rows + r * image_.pitch + first, image_.pitch,
+                       scratch_.masks + begin / kMaskChannels * block_masks + i * pool.Q * codes_, scratch_.column, code_offset_,
+                       pool.Q, codes_, g + begin * windows_ + i * pool.Q, windows_,
+                       job_.packed_weight + begin * conv.R * row_ + r * row_ + first, conv.R * row_, row_,
+                       last ? tail_ : nullptr});
+        });
+      }
+      const int64_t end = min(conv.H, top + (i + 1 < pool.P ? under.step : under.rows));
+      if (h < end) {
+        unpack_rows(conv, image_, scratch_.grad_rows + (h - top) * image_.pitch, job_.grad_input, n, h, end);
+        h = end;
+      }
+      std::memmove(scratch_.grad_rows, scratch_.grad_rows + moved,
+                   static_cast<size_t>(kept * image_.pitch) * sizeof(float));
+      clear(kept);
     }
-    unpack_image(conv, image_, scratch_.grad_image, job_.grad_input, n);
+    for (; h < conv.H; ++h)  // no window reached it
+      for (int64_t c = 0; c < conv.C; ++c)
+        for (int64_t w = 0; w < conv.W; ++w) *job_.grad_input.at(n, c, h, w) = 0;
   }
 
  private:

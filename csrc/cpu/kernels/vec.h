@@ -177,37 +177,82 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
   }
 }
 
-// to[column][row] = from[row][column], both dense in their last dimension. In blocks of 4x4, whose last row and column
-// of blocks overlap their neighbours.
+// A block of kBlockSide x kBlockSide elements, transposed: rows of 16 bytes for 4-byte elements, of 8 for bytes.
+template <class T>
+constexpr int kBlockSide = sizeof(T) == 4 ? 4 : 8;
+
+template <class T>
+CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  typedef T Block __attribute__((vector_size(16)));
+  if constexpr (sizeof(T) == 4) {
+    Block row[4];
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) std::memcpy(&row[b], from + b * from_stride, sizeof(Block));
+    const Block ab_low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+    const Block ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+    const Block cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const Block cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    const Block column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+                             __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) std::memcpy(to + b * to_stride, &column[b], sizeof(Block));
+  } else {
+    static_assert(sizeof(T) == 1);
+    // Through 64-bit integers: a partial copy into a register goes through memory.
+    typedef uint16_t Pairs __attribute__((vector_size(16)));
+    typedef uint32_t Fours __attribute__((vector_size(16)));
+    typedef uint64_t Words __attribute__((vector_size(16)));
+    const auto row = [&](int64_t b) CNNFAST_INLINE_LAMBDA {
+      uint64_t word;
+      std::memcpy(&word, from + b * from_stride, sizeof word);
+      return reinterpret_cast<Block>(Words{word, 0});
+    };
+    Pairs pair[4];  // of rows 2b and 2b + 1, column by column
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      pair[b] = reinterpret_cast<Pairs>(__builtin_shufflevector(row(2 * b), row(2 * b + 1), 0, 16, 1, 17, 2, 18, 3, 19,
+                                                                4, 20, 5, 21, 6, 22, 7, 23));
+    }
+    Fours low[2], high[2];  // of rows 4b to 4b + 3: columns 0 to 3, 4 to 7
+#pragma GCC unroll 2
+    for (int b = 0; b < 2; ++b) {
+      low[b] =
+          reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 0, 8, 1, 9, 2, 10, 3, 11));
+      high[b] =
+          reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+    const Fours column[4] = {
+        __builtin_shufflevector(low[0], low[1], 0, 4, 1, 5), __builtin_shufflevector(low[0], low[1], 2, 6, 3, 7),
+        __builtin_shufflevector(high[0], high[1], 0, 4, 1, 5), __builtin_shufflevector(high[0], high[1], 2, 6, 3, 7)};
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      const Words words = reinterpret_cast<Words>(column[b]);
+      const uint64_t first = words[0], second = words[1];
+      std::memcpy(to + 2 * b * to_stride, &first, sizeof first);
+      std::memcpy(to + (2 * b + 1) * to_stride, &second, sizeof second);
+    }
+  }
+}
+
+// to[column][row] = from[row][column], both dense in their last dimension. In blocks, the last row and column of which
+// overlap their neighbours.
 template <class T>
 CNNFAST_INLINE void transpose(const T* __restrict from, int64_t from_stride, int64_t rows, int64_t columns,
                               T* __restrict to, int64_t to_stride) {
   if (rows == 1 && to_stride == 1) return copy_row(from, to, columns);
   if (columns == 1 && from_stride == 1) return copy_row(from, to, rows);
-  if constexpr (sizeof(T) == 4) {
-    if (rows >= 4 && columns >= 4) {
-      typedef T Block __attribute__((vector_size(16)));
-      for (int64_t i = 0; i < rows; i += 4) {
-        if (i + 4 > rows) i = rows - 4;
-        for (int64_t j = 0; j < columns; j += 4) {
-          if (j + 4 > columns) j = columns - 4;
-          Block row[4];
-#pragma GCC unroll 4
-          for (int b = 0; b < 4; ++b) std::memcpy(&row[b], from + (i + b) * from_stride + j, sizeof(Block));
-          const Block ab_low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-          const Block ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-          const Block cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-          const Block cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-          const Block column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
-                                   __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-                                   __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
-                                   __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
-#pragma GCC unroll 4
-          for (int b = 0; b < 4; ++b) std::memcpy(to + (j + b) * to_stride + i, &column[b], sizeof(Block));
-        }
+  constexpr int64_t kSide = kBlockSide<T>;
+  if (rows >= kSide && columns >= kSide) {
+    for (int64_t i = 0; i < rows; i += kSide) {
+      if (i + kSide > rows) i = rows - kSide;
+      for (int64_t j = 0; j < columns; j += kSide) {
+        if (j + kSide > columns) j = columns - kSide;
+        transpose_block(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
       }
-      return;
     }
+    return;
   }
   for (int64_t j = 0; j < columns; ++j)
     for (int64_t i = 0; i < rows; ++i) to[j * to_stride + i] = from[i * from_stride + j];
