@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 IntOrPair = int | list[int] | tuple[int, ...]
 Pair = tuple[int, int]
+Options = tuple[int, ...]
 
 
 def pair(op: str, name: str, value: IntOrPair) -> Pair:
@@ -37,7 +40,7 @@ def pool_stride_of(op: str, value: IntOrPair | None, kernel_size: Pair, name: st
     return pair(op, name, value)
 
 
-def conv_padding(op: str, padding: str | IntOrPair, weight: Tensor, stride: Pair, dilation: Pair) -> tuple[int, ...]:
+def conv_padding(op: str, padding: str | IntOrPair, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[int, ...]:
     """Padding of a convolution as (top, bottom, left, right).
 
     'same' needs dilation * (kernel - 1) in all; where that is odd, the extra row or column is at the bottom or right.
@@ -53,11 +56,87 @@ def conv_padding(op: str, padding: str | IntOrPair, weight: Tensor, stride: Pair
         raise RuntimeError(
             f"{op}: padding='same' is not supported for strided convolutions, but got stride={list(stride)}"
         )
-    if weight.dim() != 4:  # the op itself says what is wrong with it
-        return (0, 0, 0, 0)
-    height = dilation[0] * (weight.shape[2] - 1)
-    width = dilation[1] * (weight.shape[3] - 1)
+    height, width = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
     return (height // 2, height - height // 2, width // 2, width - width // 2)
+
+
+def kernel_of(weight: Tensor, padding: str | IntOrPair) -> Pair:
+    """(R, S) where the padding depends on them, else (1, 1)."""
+    if isinstance(padding, str) and weight.dim() == 4:  # of other weights the op itself says what is wrong
+        return weight.shape[2], weight.shape[3]
+    return 1, 1
+
+
+def _remembered(parse: Callable[..., Options]) -> Callable[..., Options]:
+    """``parse``, whose results are kept for arguments that are the same objects as in an earlier call.
+
+    A module passes the same tuples in each call; comparing them by value would cost as much as reading them, and
+    would take 1.0 and True for 1. Kept arguments are kept alive, so no id belongs to two of them, and cannot change.
+    """
+    known: dict[tuple[int, ...], tuple[tuple[Any, ...], Options]] = {}
+
+    @functools.wraps(parse)
+    def remembering(*arguments: Any) -> Options:
+        if torch.compiler.is_compiling():
+            return parse(*arguments)
+        key = tuple(map(id, arguments))
+        found = known.get(key)
+        if found is not None:
+            return found[1]
+        options = parse(*arguments)
+        if all(map(_is_constant, arguments)):
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[key] = (arguments, options)
+        return options
+
+    return remembering
+
+
+_MOST_REMEMBERED = 1024
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in (int, bool, str, type(None)) or (type(value) is tuple and all(map(_is_constant, value)))
+
+
+@_remembered
+def conv2d_options(
+    op: str, R: int, S: int, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, groups: int
+) -> Options:
+    """(stride, padding, dilation, groups) as the raw ops take them, one number after the other.
+
+    ``R`` and ``S`` are those of :func:`kernel_of`.
+    """
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    groups = check_int(op, "groups", groups)
+    return *stride, *conv_padding(op, padding, (R, S), stride, dilation), *dilation, groups
+
+
+def max_pool2d_options(
+    op: str,
+    prefix: str,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    ceil_mode: bool,
+) -> Options:
+    """(kernel_size, stride, padding, dilation, ceil_mode), one number after the other; names begin with ``prefix``."""
+    kernel_size = pair(op, f"{prefix}kernel_size", kernel_size)
+    return (
+        *kernel_size,
+        *pool_stride_of(op, stride, kernel_size, f"{prefix}stride"),
+        *pair(op, f"{prefix}padding", padding),
+        *pair(op, f"{prefix}dilation", dilation),
+        check_bool(op, "ceil_mode", ceil_mode),
+    )
+
+
+@_remembered
+def fused_options(op: str, R: int, S: int, *arguments: Any) -> Options:
+    """Those of the convolution, then those of the pooling; ``arguments`` are both functions', without names."""
+    return *conv2d_options(op, R, S, *arguments[:4]), *max_pool2d_options(op, "pool_", *arguments[4:])
 
 
 def check_int(op: str, name: str, value: Any) -> int:

@@ -1,9 +1,9 @@
 """The torch.autograd.Function of each op, and the backward formulas, each once.
 
 ``forward`` has ctx as its first argument: that is what eager mode calls, at about a third of what a registered
-autograd formula or a setup_context Function costs per call. It is ``compute``, the raw op, followed by ``save``.
-``compute``, ``save`` and ``backward`` are also what registration.py gives the public op for torch.compile and direct
-callers; the arguments and results are therefore exactly those of the public op.
+autograd formula or a setup_context Function costs per call. It is ``compute``, the raw op, followed by ``save``; both
+take the tensors, then one tuple of options, as ``backward`` finds it in ``ctx.options``. ``save`` and ``backward`` are
+also what registration.py gives the public op for torch.compile and direct callers.
 
 The raw backward ops have no derivative of their own. Where backward is itself recorded (create_graph=True), the
 formulas run on torch's differentiable ops instead: see ``_convolution_backward`` and ``_scatter``.
@@ -27,14 +27,17 @@ _conv2d_backward = op("conv2d_backward")
 _conv_transpose2d_backward = op("conv_transpose2d_backward")
 _conv2d_relu_max_pool2d_forward = op("conv2d_relu_max_pool2d_forward")
 _conv2d_relu_max_pool2d_backward = op("conv2d_relu_max_pool2d_backward")
+_relu_forward = op("relu_forward")
 _relu_backward = op("relu_backward")
 _max_pool2d_forward = op("max_pool2d_forward")
 _max_pool2d_backward = op("max_pool2d_backward")
+_avg_pool2d_forward = op("avg_pool2d_forward")
 _avg_pool2d_backward = op("avg_pool2d_backward")
 
 _CLIPPED = 255  # csrc/common/shape.h, kClipped
 
 Ints = Sequence[int]
+Options = tuple[Any, ...]
 Grads = tuple[Tensor | None, ...]
 
 
@@ -45,26 +48,63 @@ class Op(Function):
     name: ClassVar[str]
     #: Whether autocast runs it in the lower precision, as it does torch's own.
     lower_precision: ClassVar[bool] = False
-    #: The public op's arguments -> its results.
+    #: (tensors..., options) -> the public op's results.
     compute: ClassVar[Callable[..., Any]]
-    #: (ctx, the arguments, the results): keeps what backward needs.
+    #: (ctx, tensors, options, results): keeps what backward needs, options included.
     save: ClassVar[Callable[..., None]]
     #: As ``compute``, without the results that only backward needs.
     infer: ClassVar[Callable[..., Any]]
+    #: Whether only ``backward`` wants the results past the first.
+    private: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "infer" not in vars(cls):
             cls.infer = cls.compute
+        compute, save, private = cls.compute, cls.save, cls.private
 
         def forward(ctx: Any, *args: Any) -> Any:
-            output = cls.compute(*args)
-            cls.save(ctx, args, output)
-            return output
+            results = compute(*args)
+            save(ctx, args[:-1], args[-1], results)
+            return results[0] if private else results
 
         cls.forward = staticmethod(forward)  # type: ignore[method-assign]
         # Function.apply itself first asks for a setup_context and for torch.func transforms, at a fifth of the cost of
         # a small call; there is none of the former here, and routing.py has sent the latter to torch's own op.
         cls.apply = super(Function, cls).apply  # type: ignore[method-assign, misc]
+
+
+# Options of the public ops by length: 0 is a single number, None a flag.
+_CONV2D = (2, 4, 2, 0)  # stride, padding, dilation, groups
+_CONV_TRANSPOSE2D = (2, 2, 2, 0, 2)  # stride, padding, output_padding, groups, dilation
+_MAX_POOL2D = (2, 2, 2, 2, None)  # kernel_size, stride, padding, dilation, ceil_mode
+_AVG_POOL2D = (2, 2, 2, None, None, 0)  # kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+_SIZES: dict[str, tuple[int | None, ...]] = {
+    "conv2d": _CONV2D,
+    "conv2d_relu": _CONV2D,
+    "conv2d_relu_max_pool2d": _CONV2D + _MAX_POOL2D,
+    "conv_transpose2d": _CONV_TRANSPOSE2D,
+    "relu": (),
+    "max_pool2d": _MAX_POOL2D,
+    "avg_pool2d": _AVG_POOL2D,
+}
+
+
+def public_options(name: str, options: Sequence[Any]) -> list[Any]:
+    """The tuple of options as the public op takes it: pairs, numbers and flags."""
+    result: list[Any] = []
+    at = 0
+    for size in _SIZES[name]:
+        if size:
+            result.append(options[at : at + size])
+        else:
+            result.append(bool(options[at]) if size is None else options[at])
+        at += size or 1
+    return result
+
+
+def flat_options(name: str, public: Sequence[Any]) -> Options:
+    """The inverse of :func:`public_options`."""
+    return tuple(value for size, option in zip(_SIZES[name], public) for value in (option if size else (option,)))
 
 
 class Conv2d(Op):
@@ -74,13 +114,13 @@ class Conv2d(Op):
     lower_precision = True
 
     @staticmethod
-    def compute(*args: Any) -> Tensor:
-        return _conv2d_forward(*args, False)
+    def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+        return _conv2d_forward(input, weight, bias, options, False)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, *ctx.options = inputs
-        ctx.save_for_backward(_input_to_keep(ctx, input), weight)
+    def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
+        ctx.options = options
+        ctx.save_for_backward(_input_to_keep(ctx, tensors[0]), tensors[1])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
@@ -95,13 +135,13 @@ class Conv2dReLU(Op):
     lower_precision = True
 
     @staticmethod
-    def compute(*args: Any) -> Tensor:
-        return _conv2d_forward(*args, True)
+    def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+        return _conv2d_forward(input, weight, bias, options, True)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, *ctx.options = inputs
-        ctx.save_for_backward(_input_to_keep(ctx, input), weight, output)
+    def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
+        ctx.options = options
+        ctx.save_for_backward(_input_to_keep(ctx, tensors[0]), tensors[1], output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
@@ -114,36 +154,34 @@ class Conv2dReLUMaxPool2d(Op):
 
     name = "conv2d_relu_max_pool2d"
     lower_precision = True
+    private = True
 
     @staticmethod
-    def compute(*args: Any) -> Any:
-        return _conv2d_relu_max_pool2d_forward(*args, True)
+    def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Any:
+        return _conv2d_relu_max_pool2d_forward(input, weight, bias, options, True)
 
     @staticmethod
-    def infer(*args: Any) -> Any:
-        return _conv2d_relu_max_pool2d_forward(*args, False)
+    def infer(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Any:
+        return _conv2d_relu_max_pool2d_forward(input, weight, bias, options, False)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        input, weight, _, *ctx.options = inputs
-        ctx.set_materialize_grads(False)  # code has no gradient, not even one of zeros
-        ctx.save_for_backward(_input_to_keep(ctx, input), weight, output[1])
+    def save(ctx: Any, tensors: Any, options: Options, results: tuple[Tensor, Tensor]) -> None:
+        ctx.options = options
+        ctx.save_for_backward(_input_to_keep(ctx, tensors[0]), tensors[1], results[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> Grads:
-        nones = (None,) * len(ctx.options)
-        if grad_output is None:
-            return None, None, None, *nones
+    def backward(ctx: Any, grad_output: Tensor) -> Grads:
         input, weight, code = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            conv, pool = ctx.options[:4], ctx.options[4:8]
+            options = public_options(Conv2dReLUMaxPool2d.name, ctx.options)
+            conv, pool = options[:4], options[4:8]
             size = conv_output_size(input, weight, *conv[:3])
             grad = _scatter(grad_output, _winners(code, size[1], *pool), size)
             grads = _convolution_backward(grad, input, weight, conv, mask)
         else:
-            grads = _conv2d_relu_max_pool2d_backward(grad_output, code, input, weight, *ctx.options, mask)
-        return *_masked(grads, mask), *nones
+            grads = _conv2d_relu_max_pool2d_backward(grad_output, code, input, weight, ctx.options, mask)
+        return _masked(grads, mask)
 
 
 class ConvTranspose2d(Op):
@@ -159,28 +197,31 @@ class ConvTranspose2d(Op):
         input, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            stride, padding, output_padding, groups, dilation = ctx.options
+            stride, padding, output_padding, groups, dilation = public_options(ConvTranspose2d.name, ctx.options)
             grads = _aten_convolution_backward(
                 grad_output, input, weight, stride, padding, dilation, True, output_padding, groups, mask
             )
         else:
-            grads = _conv_transpose2d_backward(grad_output, input, weight, *ctx.options, mask)
-        return *_masked(grads, mask), None, None, None, None, None
+            grads = _conv_transpose2d_backward(grad_output, input, weight, ctx.options, mask)
+        return _masked(grads, mask)
 
 
 class ReLU(Op):
     """Keeps the output."""
 
     name = "relu"
-    compute = staticmethod(op("relu_forward"))
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def compute(input: Tensor, options: Options) -> Tensor:
+        return _relu_forward(input)
+
+    @staticmethod
+    def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return _relu_grad(grad_output, *ctx.saved_tensors)
+    def backward(ctx: Any, grad_output: Tensor) -> Grads:
+        return _relu_grad(grad_output, *ctx.saved_tensors), None
 
 
 class MaxPool2d(Op):
@@ -189,52 +230,55 @@ class MaxPool2d(Op):
     name = "max_pool2d"
 
     @staticmethod
-    def compute(*args: Any) -> Any:
-        return _max_pool2d_forward(*args, True)
+    def compute(input: Tensor, options: Options) -> Any:
+        return _max_pool2d_forward(input, *public_options(MaxPool2d.name, options), True)
 
     @staticmethod
-    def infer(*args: Any) -> Any:
-        return _max_pool2d_forward(*args, False)
+    def infer(input: Tensor, options: Options) -> Any:
+        return _max_pool2d_forward(input, *public_options(MaxPool2d.name, options), False)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.input_size = inputs[0].shape[-2:]
+    def save(ctx: Any, tensors: Any, options: Options, results: tuple[Tensor, Tensor]) -> None:
+        ctx.input_size = tensors[0].shape[-2:]
         ctx.set_materialize_grads(False)  # the indices have no gradient, not even one of zeros
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(results[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> Grads:
-        nones = (None,) * 5
+    def backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> Grads:
         if grad_output is None:
-            return None, *nones
+            return None, None
         (indices,) = ctx.saved_tensors
         backward = _scatter if torch.is_grad_enabled() else _max_pool2d_backward
-        return backward(grad_output, indices, ctx.input_size), *nones
+        return backward(grad_output, indices, ctx.input_size), None
 
 
 class AvgPool2d(Op):
     """Keeps no tensor."""
 
     name = "avg_pool2d"
-    compute = staticmethod(op("avg_pool2d_forward"))
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, *ctx.options = inputs
-        ctx.input_shape = input.shape
+    def compute(input: Tensor, options: Options) -> Tensor:
+        return _avg_pool2d_forward(input, *public_options(AvgPool2d.name, options))
+
+    @staticmethod
+    def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
+        ctx.options = options
+        ctx.input_shape = tensors[0].shape
         ctx.channels_last = output.stride(-1) != 1  # also of 1x1 maps, which are contiguous in both formats
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
+        options = public_options(AvgPool2d.name, ctx.options)
         if torch.is_grad_enabled():
             # aten's formula reads no more than the shape of the input.
             input = grad_output.new_empty(()).expand(ctx.input_shape)
-            grad = torch.ops.aten.avg_pool2d_backward(grad_output, input, *ctx.options)
+            grad = torch.ops.aten.avg_pool2d_backward(grad_output, input, *options)
             if ctx.channels_last:
                 grad = grad.contiguous(memory_format=torch.channels_last)
         else:
-            grad = _avg_pool2d_backward(grad_output, ctx.input_shape[-2:], ctx.channels_last, *ctx.options)
-        return grad, None, None, None, None, None, None
+            grad = _avg_pool2d_backward(grad_output, ctx.input_shape[-2:], ctx.channels_last, *options)
+        return grad, None
 
 
 #: name -> its Function.
@@ -254,7 +298,8 @@ def _input_to_keep(ctx: Any, input: Tensor) -> Tensor:
 
 
 def _masked(grads: Grads, mask: Sequence[bool]) -> Grads:
-    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
+    """The gradients of (input, weight, bias, options)."""
+    return (grads[0] if mask[0] else None, grads[1] if mask[1] else None, grads[2] if mask[2] else None, None)
 
 
 def _relu_grad(grad_output: Tensor, output: Tensor) -> Tensor:
@@ -266,10 +311,10 @@ def _relu_grad(grad_output: Tensor, output: Tensor) -> Tensor:
 def _conv2d_grads(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) -> Grads:
     mask = ctx.needs_input_grad[:3]
     if torch.is_grad_enabled():
-        grads = _convolution_backward(grad_output, input, weight, ctx.options, mask)
+        grads = _convolution_backward(grad_output, input, weight, public_options(Conv2d.name, ctx.options), mask)
     else:
-        grads = _conv2d_backward(grad_output, input, weight, *ctx.options, mask)
-    return *_masked(grads, mask), None, None, None, None
+        grads = _conv2d_backward(grad_output, input, weight, ctx.options, mask)
+    return _masked(grads, mask)
 
 
 def _convolution_backward(grad_output: Tensor, input: Tensor, weight: Tensor, options: Any, mask: Any) -> Grads:

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import autograd, routing
-from .arguments import IntOrPair, check_bool, check_int, conv_padding, pair, pool_stride_of
+from .arguments import (
+    IntOrPair,
+    check_bool,
+    check_int,
+    conv2d_options,
+    fused_options,
+    kernel_of,
+    max_pool2d_options,
+    pair,
+    pool_stride_of,
+)
 from .autocast import lower_precision
 from .routing import own
 
@@ -59,7 +69,7 @@ def conv2d(
     """
     if not own("conv2d", input, weight, bias):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    options = _conv_options("conv2d", weight, stride, padding, dilation, groups)
+    options = conv2d_options("conv2d", *kernel_of(weight, padding), stride, padding, dilation, groups)
     return _run("conv2d", (input, weight, bias), options)
 
 
@@ -81,7 +91,7 @@ def conv2d_relu(
     """
     if not own("conv2d_relu", input, weight, bias):
         return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
-    options = _conv_options("conv2d_relu", weight, stride, padding, dilation, groups)
+    options = conv2d_options("conv2d_relu", *kernel_of(weight, padding), stride, padding, dilation, groups)
     return _run("conv2d_relu", (input, weight, bias), options)
 
 
@@ -125,20 +135,15 @@ def conv2d_relu_max_pool2d(
     if not own(name, input, weight, bias):
         output = F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
         return F.max_pool2d(output, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    kernel_size = pair(name, "pool_kernel_size", pool_kernel_size)
+    R, S = kernel_of(weight, padding)
+    conv = (stride, padding, dilation, groups)
+    options = fused_options(name, R, S, *conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    kernel_size = options[9:11]
     if kernel_size[0] * kernel_size[1] > _MAX_CODED_WINDOW:
         routing.record(name, routing.LARGE_WINDOW, "runs as conv2d_relu and max_pool2d")
         output = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
         return max_pool2d(output, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    options = (
-        *_conv_options(name, weight, stride, padding, dilation, groups),
-        kernel_size,
-        pool_stride_of(name, pool_stride, kernel_size, "pool_stride"),
-        pair(name, "pool_padding", pool_padding),
-        pair(name, "pool_dilation", pool_dilation),
-        check_bool(name, "ceil_mode", ceil_mode),
-    )
-    return _run(name, (input, weight, bias), options)[0]
+    return _run(name, (input, weight, bias), options)
 
 
 def conv_transpose2d(
@@ -177,11 +182,11 @@ def conv_transpose2d(
     if not own(name, input, weight, bias):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     options = (
-        pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "output_padding", output_padding),
+        *pair(name, "stride", stride),
+        *pair(name, "padding", padding),
+        *pair(name, "output_padding", output_padding),
         check_int(name, "groups", groups),
-        pair(name, "dilation", dilation),
+        *pair(name, "dilation", dilation),
     )
     return _run(name, (input, weight, bias), options)
 
@@ -262,16 +267,8 @@ def max_pool2d(
     if not own(name, input):
         options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         return F.max_pool2d(input, *options)
-    kernel_size = pair(name, "kernel_size", kernel_size)
-    options = (
-        kernel_size,
-        pool_stride_of(name, stride, kernel_size),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
-        check_bool(name, "ceil_mode", ceil_mode),
-    )
-    outputs = _run(name, (input,), options, all_results=return_indices)
-    return outputs if return_indices else outputs[0]
+    options = max_pool2d_options(name, "", kernel_size, stride, padding, dilation, ceil_mode)
+    return _run(name, (input,), options, all_results=return_indices)
 
 
 def avg_pool2d(
@@ -312,9 +309,9 @@ def avg_pool2d(
         )
     kernel_size = pair(name, "kernel_size", kernel_size)
     options = (
-        kernel_size,
-        pool_stride_of(name, stride, kernel_size),
-        pair(name, "padding", padding),
+        *kernel_size,
+        *pool_stride_of(name, stride, kernel_size),
+        *pair(name, "padding", padding),
         check_bool(name, "ceil_mode", ceil_mode),
         check_bool(name, "count_include_pad", count_include_pad),
         None if divisor_override is None else check_int(name, "divisor_override", divisor_override),
@@ -322,23 +319,24 @@ def avg_pool2d(
     return _run(name, (input,), options)
 
 
-def _conv_options(
-    name: str, weight: Tensor, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, groups: int
-) -> tuple[Any, ...]:
-    """(stride, padding, dilation, groups) as the ops take them."""
-    stride, dilation = pair(name, "stride", stride), pair(name, "dilation", dilation)
-    return stride, conv_padding(name, padding, weight, stride, dilation), dilation, check_int(name, "groups", groups)
-
-
 def _run(name: str, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False) -> Any:
-    """Runs an own kernel the way this caller needs it: traced, with gradient, or without."""
+    """Runs an own kernel the way this caller needs it: traced, with gradient, or without. The first result, or all."""
     if torch.compiler.is_compiling():
-        return autograd.PUBLIC[name](*tensors, *options)
+        results = autograd.PUBLIC[name](*tensors, *autograd.public_options(name, options))
+        return results[0] if isinstance(results, tuple) and not all_results else results
     op = autograd.OPS[name]
     if op.lower_precision and torch.is_autocast_enabled("cpu"):
         tensors = lower_precision("cpu", *tensors)
+    if _wants_grad(tensors):
+        results = op.apply(*tensors, options)
+    else:
+        results = (op.compute if all_results else op.infer)(*tensors, options)
+    return results[0] if type(results) is tuple and not all_results else results
+
+
+def _wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
-                return op.apply(*tensors, *options)
-    return op.compute(*tensors, *options) if all_results else op.infer(*tensors, *options)
+                return True
+    return False

@@ -26,14 +26,13 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return self._run(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+            return self._run(input, weight, bias, (0, 0))
+        return self._run(input, weight, bias, self.padding)
 
-    def _run(self, *args: Any) -> Tensor:
-        return functional.conv2d(*args)
+    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class ConvReLU2d(Conv2d):
@@ -42,8 +41,8 @@ class ConvReLU2d(Conv2d):
     Arguments, attributes and weights are those of :class:`torch.nn.Conv2d`.
     """
 
-    def _run(self, *args: Any) -> Tensor:
-        return functional.conv2d_relu(*args)
+    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+        return functional.conv2d_relu(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class ConvReLUMaxPool2d(Conv2d):
@@ -80,9 +79,15 @@ class ConvReLUMaxPool2d(Conv2d):
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
 
-    def _run(self, *args: Any) -> Tensor:
+    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
         return functional.conv2d_relu_max_pool2d(
-            *args,
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
             pool_kernel_size=self.pool_kernel_size,
             pool_stride=self.pool_stride,
             pool_padding=self.pool_padding,

@@ -16,7 +16,7 @@ from torch._prims_common import suggest_memory_format
 
 from . import library
 from .autocast import lower_precision
-from .autograd import OPS, PUBLIC, Op, conv_output_size
+from .autograd import OPS, PUBLIC, Op, conv_output_size, flat_options, public_options
 
 Ints = Sequence[int]
 
@@ -57,7 +57,6 @@ def _conv2d(
     padding: Ints,
     dilation: Ints,
     groups: int,
-    relu: bool = False,
 ) -> Tensor:
     size = conv_output_size(input, weight, stride, padding, dilation)
     return _image(input, weight.shape[0], size, _channels_last(input) or _channels_last(weight))
@@ -108,8 +107,7 @@ def _conv_transpose2d(
     return _image(input, weight.shape[1] * groups, size, _channels_last(input) or _channels_last(weight))
 
 
-def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, *options: Any) -> Any:
-    output_mask = options[-1]
+def _conv_backward(grad_output: Tensor, input: Tensor, weight: Tensor, options: Ints, output_mask: Any) -> Any:
     channels_last = _channels_last(input) or _channels_last(weight)
     grad_input = _image(input, input.shape[-3], input.shape[-2:], channels_last) if output_mask[0] else None
     grad_weight = _image(weight, weight.shape[1], weight.shape[2:], channels_last) if output_mask[1] else None
@@ -145,14 +143,20 @@ def _avg_pool2d(
 
 _FAKE: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
-    "conv2d_forward": _conv2d,
+    "conv2d_forward": lambda input, weight, bias, options, relu: _conv2d(
+        input, weight, bias, *public_options("conv2d", options)
+    ),
     "conv2d_relu": _conv2d,
     "conv2d_backward": _conv_backward,
     "conv_transpose2d": _conv_transpose2d,
-    "conv_transpose2d_forward": _conv_transpose2d,
+    "conv_transpose2d_forward": lambda input, weight, bias, options: _conv_transpose2d(
+        input, weight, bias, *public_options("conv_transpose2d", options)
+    ),
     "conv_transpose2d_backward": _conv_backward,
     "conv2d_relu_max_pool2d": _conv2d_relu_max_pool2d,
-    "conv2d_relu_max_pool2d_forward": _conv2d_relu_max_pool2d,
+    "conv2d_relu_max_pool2d_forward": lambda input, weight, bias, options, return_code: _conv2d_relu_max_pool2d(
+        input, weight, bias, *[*public_options("conv2d_relu_max_pool2d", options), return_code]
+    ),
     "conv2d_relu_max_pool2d_backward": lambda grad_output, code, *args: _conv_backward(grad_output, *args),
     "relu": _relu,
     "relu_forward": _relu,
@@ -181,6 +185,22 @@ def _register_autocast(op: type[Op]) -> None:
     _lib.impl(op.name, cast_and_call, key.name, with_keyset=True)
 
 
+def _register_autograd(op: type[Op]) -> None:
+    tensors = 3 if op.lower_precision else 1
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # a second result has no gradient, not even one of zeros
+        op.save(ctx, inputs[:tensors], flat_options(op.name, inputs[tensors:]), output)
+
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        nones = (None,) * len(ctx.needs_input_grad)
+        if grad_output is None:
+            return nones
+        return *op.backward(ctx, grad_output)[:tensors], *nones[tensors:]
+
+    torch.library.register_autograd(f"cnnfast::{op.name}", backward, setup_context=setup_context, lib=_lib)
+
+
 def register() -> None:
     """Once, after the library has loaded."""
     for name, fake in _FAKE.items():
@@ -189,7 +209,7 @@ def register() -> None:
             # Autograd has nothing to do with a raw op; without this its fallback would box and unbox every call.
             _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     for op in OPS.values():
-        torch.library.register_autograd(f"cnnfast::{op.name}", op.backward, setup_context=op.save, lib=_lib)
+        _register_autograd(op)
         if op.lower_precision:
             _register_autocast(op)
 

@@ -63,10 +63,46 @@ inline int64_t batch_of(const Tensor& image) { return image.dim() == 4 ? image.s
 // Size of dimension d counted from the end: 1 is W, 2 is H, 3 is C.
 inline int64_t size_from_end(const Tensor& image, int64_t d) { return image.size(image.dim() - d); }
 
-// Shapes of conv2d; padding is (top, bottom, left, right).
+// How the raw ops of convolutions take their numbers: as one list, for each list of a call costs about as much as the
+// rest of its dispatch.
+struct Conv2dOptions {
+  static constexpr size_t kCount = 9;
+  IntList stride, padding, dilation;  // padding is (top, bottom, left, right)
+  int64_t groups;
+};
+struct ConvTranspose2dOptions {
+  static constexpr size_t kCount = 9;
+  IntList stride, padding, output_padding;
+  int64_t groups;
+  IntList dilation;
+};
+struct MaxPool2dOptions {
+  static constexpr size_t kCount = 9;
+  IntList kernel_size, stride, padding, dilation;
+  bool ceil_mode;
+};
+
+inline void check_options(const char* op, const IntList& options, size_t count) {
+  CNNFAST_CHECK(options.size() == count, op, ": options must have ", count, " values, but got options=", show(options));
+}
+inline Conv2dOptions conv2d_options(const IntList& options) {
+  const auto o = options.begin();
+  return {{o, o + 2}, {o + 2, o + 6}, {o + 6, o + 8}, o[8]};
+}
+inline ConvTranspose2dOptions conv_transpose2d_options(const IntList& options) {
+  const auto o = options.begin();
+  return {{o, o + 2}, {o + 2, o + 4}, {o + 4, o + 6}, o[6], {o + 7, o + 9}};
+}
+// Those of the pooling after a convolution.
+inline MaxPool2dOptions fused_pool_options(const IntList& options) {
+  const auto o = options.begin() + Conv2dOptions::kCount;
+  return {{o, o + 2}, {o + 2, o + 4}, {o + 4, o + 6}, {o + 6, o + 8}, o[8] != 0};
+}
+
+// Shapes of conv2d.
 inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tensor& weight,
-                                const std::optional<Tensor>& bias, const IntList& stride, const IntList& padding,
-                                const IntList& dilation, int64_t groups) {
+                                const std::optional<Tensor>& bias, const Conv2dOptions& options) {
+  const auto& [stride, padding, dilation, groups] = options;
   check_image(op, "input", input);
   CNNFAST_CHECK(weight.dim() == 4, op,
                 ": weight must have 4 dimensions [K, C/groups, R, S], but got weight.shape=", show_size(weight));
@@ -112,9 +148,8 @@ inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tenso
 // The convolution whose input gradient is this transposed convolution: its input is our output (C, H, W), its output
 // our input (K, P, Q). weight is [K, C/groups, R, S] in both readings.
 inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, const Tensor& weight,
-                                          const std::optional<Tensor>& bias, const IntList& stride,
-                                          const IntList& padding, const IntList& output_padding, int64_t groups,
-                                          const IntList& dilation) {
+                                          const std::optional<Tensor>& bias, const ConvTranspose2dOptions& options) {
+  const auto& [stride, padding, output_padding, groups, dilation] = options;
   check_image(op, "input", input);
   CNNFAST_CHECK(weight.dim() == 4, op,
                 ": weight must have 4 dimensions [in_channels, out_channels/groups, R, S], but got weight.shape=",
@@ -177,9 +212,9 @@ inline void check_output_mask(const char* op, const std::vector<bool>& output_ma
 }
 
 // Shapes of a pooling over a [N, C, H, W] map. `padding` may be at most half of the kernel.
-inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H, int64_t W, const IntList& kernel_size,
-                                const IntList& stride, const IntList& padding, const IntList& dilation,
-                                bool ceil_mode) {
+inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H, int64_t W,
+                                const MaxPool2dOptions& options) {
+  const auto& [kernel_size, stride, padding, dilation, ceil_mode] = options;
   check_list(op, "kernel_size", kernel_size, 2, 1);
   check_list(op, "stride", stride, 2, 1);
   check_list(op, "padding", padding, 2, 0);
@@ -206,11 +241,10 @@ inline Pool2dShape pool2d_shape(const char* op, int64_t N, int64_t C, int64_t H,
   return s;
 }
 
-inline Pool2dShape pool2d_shape(const char* op, const Tensor& input, const IntList& kernel_size, const IntList& stride,
-                                const IntList& padding, const IntList& dilation, bool ceil_mode) {
+inline Pool2dShape pool2d_shape(const char* op, const Tensor& input, const MaxPool2dOptions& options) {
   check_image(op, "input", input);
   return pool2d_shape(op, batch_of(input), size_from_end(input, 3), size_from_end(input, 2), size_from_end(input, 1),
-                      kernel_size, stride, padding, dilation, ceil_mode);
+                      options);
 }
 
 }  // namespace cnnfast

@@ -4,32 +4,29 @@
 // are what torch.compile, torch.export and direct callers get; cnnfast/registration.py gives them fake kernels,
 // autograd and autocast rules.
 //
-// padding of conv2d is (top, bottom, left, right); output_mask says which of (grad_input, grad_weight, grad_bias)
-// are wanted, the others come back undefined. `code` is one byte per pooled element: the row-major index of the
-// winner in its window, or 255 where ReLU clipped it.
+// The raw ops of convolutions take all their numbers as one list, `options`: of conv2d (stride, padding as top, bottom,
+// left, right, dilation, groups), of conv_transpose2d (stride, padding, output_padding, groups, dilation), of
+// conv2d_relu_max_pool2d those of conv2d, then (kernel_size, stride, padding, dilation, ceil_mode) of the pool; pairs
+// are (height, width). output_mask says which of (grad_input, grad_weight, grad_bias) are wanted, the others come back
+// undefined. `code` is one byte per pooled element: the row-major index of the winner in its window, or 255 where ReLU
+// clipped it.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cnnfast, m) {
+  m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, bool relu) -> Tensor");
   m.def(
-      "conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-      "int groups, bool relu) -> Tensor");
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("conv_transpose2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options) -> Tensor");
   m.def(
-      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride, int[] padding, "
-      "int[] dilation, int groups, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
+      "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "conv_transpose2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-      "int[] output_padding, int groups, int[] dilation) -> Tensor");
+      "conv2d_relu_max_pool2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, bool return_code) "
+      "-> (Tensor, Tensor)");
   m.def(
-      "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride, int[] padding, "
-      "int[] output_padding, int groups, int[] dilation, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "conv2d_relu_max_pool2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-      "int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
-      "int[] pool_dilation, bool ceil_mode, bool return_code) -> (Tensor, Tensor)");
-  m.def(
-      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor code, Tensor input, Tensor weight, int[] stride, "
-      "int[] padding, int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
-      "int[] pool_dilation, bool ceil_mode, bool[] output_mask) -> (Tensor, Tensor, Tensor)");
+      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor code, Tensor input, Tensor weight, int[] options, "
+      "bool[] output_mask) -> (Tensor, Tensor, Tensor)");
   m.def("relu_forward(Tensor input) -> Tensor");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
   // Without return_indices the second result is empty.

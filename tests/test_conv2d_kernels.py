@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -46,31 +45,31 @@ def pair(value: int | tuple[int, int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def arguments_of(case: Case) -> list[Any]:
-    """The op's arguments after weight and bias."""
+def options_of(case: Case) -> list[int]:
+    """The raw op's options."""
     a = case.arguments
     stride, dilation, groups = pair(a.get("stride", 1)), pair(a.get("dilation", 1)), a.get("groups", 1)
     padding = a.get("padding", 0)
     if case.op == "conv_transpose2d":
-        return [stride, pair(padding), pair(a.get("output_padding", 0)), groups, dilation]
+        return [*stride, *pair(padding), *pair(a.get("output_padding", 0)), groups, *dilation]
     assert case.weight is not None
     if padding == "same":
         total = [d * (kernel - 1) for d, kernel in zip(dilation, case.weight[2:])]
         sides = [side for t in total for side in (t // 2, t - t // 2)]
     else:
         sides = [side for p in pair(0 if padding == "valid" else padding) for side in (p, p)]
-    return [stride, sides, dilation, groups]
+    return [*stride, *sides, *dilation, groups]
 
 
 def run(case: Case, tensors: tuple[Tensor, ...], grad_output: Tensor) -> list[Tensor]:
     """Output and the gradients of the given tensors."""
     input, weight = tensors[:2]
     bias = tensors[2] if len(tensors) == 3 else None
-    arguments = arguments_of(case)
+    options = options_of(case)
     relu = [False] if case.op == "conv2d" else []
-    output = getattr(ops, f"{case.op}_forward")(input, weight, bias, *arguments, *relu)
+    output = getattr(ops, f"{case.op}_forward")(input, weight, bias, options, *relu)
     mask = [True, True, bias is not None]
-    gradients = getattr(ops, f"{case.op}_backward")(grad_output, input, weight, *arguments, mask)
+    gradients = getattr(ops, f"{case.op}_backward")(grad_output, input, weight, options, mask)
     assert [g is not None for g in gradients] == mask
     return [output, *(g for g in gradients if g is not None)]
 
@@ -144,7 +143,7 @@ def test_output_mask() -> None:
     grad_output = torch.ones(1, 3, 2, 2)
     for wanted in range(3):
         mask = [i == wanted for i in range(3)]
-        gradients = ops.conv2d_backward(grad_output, input, weight, [1, 1], [0] * 4, [1, 1], 1, mask)
+        gradients = ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1], mask)
         assert [g is not None for g in gradients] == mask
     with pytest.raises(RuntimeError, match="conv2d_backward: output_mask must have 3 values, but got 2"):
-        ops.conv2d_backward(grad_output, input, weight, [1, 1], [0] * 4, [1, 1], 1, [True, True])
+        ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1], [True, True])

@@ -87,10 +87,10 @@ def test_code_names_the_winner(case: Case, dtype: torch.dtype, device: torch.dev
     kernel = _pair(arguments.get("pool_kernel_size", 2))
     stride = _pair(arguments.get("pool_stride", tuple(kernel)))
     padding, dilation = _pair(arguments.get("pool_padding", 0)), _pair(arguments.get("pool_dilation", 1))
-    conv = [_pair(arguments["stride"]), [pad_h, pad_h, pad_w, pad_w], _pair(arguments["dilation"]), arguments["groups"]]
-    pool = [kernel, stride, padding, dilation, arguments.get("ceil_mode", False)]
+    conv = [*_pair(arguments["stride"]), pad_h, pad_h, pad_w, pad_w, *_pair(arguments["dilation"]), arguments["groups"]]
+    pool = [*kernel, *stride, *padding, *dilation, arguments.get("ceil_mode", False)]
     given = [t.to(device) for t in tensors] + [None] * (3 - len(tensors))
-    output, code = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(*given, *conv, *pool, True)
+    output, code = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(*given, conv + pool, True)
     assert code.dtype == torch.uint8
     assert code.shape == output.shape
 
@@ -184,10 +184,10 @@ def test_backward_twice_needs_retain_graph(device: torch.device) -> None:
 def _backward_of_code(code: Tensor, pool_padding: int = 0) -> None:
     """The raw backward of a 3x3 pooling with stride 2 over a 4x4 map, from a code of the caller's."""
     grad_output, input, weight = torch.ones(1, 2, 2, 2), torch.ones(1, 3, 4, 4), torch.ones(2, 3, 3, 3)
-    convolution = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    pool = ((3, 3), (2, 2), (pool_padding, pool_padding), (1, 1), pool_padding == 0)  # 2x2 windows either way
+    convolution = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    pool = (3, 3, 2, 2, pool_padding, pool_padding, 1, 1, pool_padding == 0)  # 2x2 windows either way
     torch.ops.cnnfast.conv2d_relu_max_pool2d_backward(
-        grad_output, code, input, weight, *convolution, *pool, (True, True, True)
+        grad_output, code, input, weight, convolution + pool, (True, True, True)
     )
 
 

@@ -29,7 +29,8 @@ def _public_arguments(call: Call, tensors: list[Tensor | None], monkeypatch: pyt
 
     def public(*arguments: Any) -> Any:
         seen.append(arguments)
-        return autograd.OPS[call.op].compute(*arguments)
+        op = autograd.OPS[call.op]
+        return op.compute(*arguments[: len(tensors)], autograd.flat_options(call.op, arguments[len(tensors) :]))
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -8,10 +8,9 @@
 namespace cnnfast {
 
 Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
-                      bool relu) {
+                      const Conv2dOptions& options, bool relu) {
   const char* op = relu ? "conv2d_relu" : "conv2d";
-  const Conv2dShape s = conv2d_shape(op, input, weight, bias, stride, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
   const Tensor dense_bias = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
@@ -27,11 +26,9 @@ Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::opti
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                   const IntList& stride, const IntList& padding,
-                                                   const IntList& dilation, int64_t groups,
-                                                   const std::vector<bool>& output_mask) {
+                                                   const Conv2dOptions& options, const std::vector<bool>& output_mask) {
   const char* op = "conv2d_backward";
-  const Conv2dShape s = conv2d_shape(op, input, weight, std::nullopt, stride, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(op, input, weight, std::nullopt, options);
   check_grad_output(op, grad_output, input, {s.N, s.K, s.P, s.Q});
   check_output_mask(op, output_mask);
   const bool channels_last = conv_channels_last(input, weight);
@@ -57,21 +54,33 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
 
 namespace {
 
+Tensor raw_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& options,
+                   bool relu) {
+  check_options(relu ? "conv2d_relu" : "conv2d", options, Conv2dOptions::kCount);
+  return conv2d_forward(input, weight, bias, conv2d_options(options), relu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> raw_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                const IntList& options, const std::vector<bool>& output_mask) {
+  check_options("conv2d_backward", options, Conv2dOptions::kCount);
+  return conv2d_backward(grad_output, input, weight, conv2d_options(options), output_mask);
+}
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
               const IntList& padding, const IntList& dilation, int64_t groups) {
-  return conv2d_forward(input, weight, bias, stride, padding, dilation, groups, false);
+  return conv2d_forward(input, weight, bias, {stride, padding, dilation, groups}, false);
 }
 
 Tensor conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
                    const IntList& padding, const IntList& dilation, int64_t groups) {
-  return conv2d_forward(input, weight, bias, stride, padding, dilation, groups, true);
+  return conv2d_forward(input, weight, bias, {stride, padding, dilation, groups}, true);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
-  m.impl("conv2d_forward", TORCH_BOX(&conv2d_forward));
-  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  m.impl("conv2d_forward", TORCH_BOX(&raw_forward));
+  m.impl("conv2d_backward", TORCH_BOX(&raw_backward));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu));
 }

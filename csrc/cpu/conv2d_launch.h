@@ -14,15 +14,12 @@ inline bool conv_channels_last(const Tensor& input, const Tensor& weight) {
   return suggests_channels_last(input) || suggests_channels_last(weight);
 }
 
-// conv2d + bias, clipped at zero with `relu`. padding is (top, bottom, left, right).
+// conv2d + bias, clipped at zero with `relu`.
 Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
-                      bool relu);
+                      const Conv2dOptions& options, bool relu);
 
 // (grad_input, grad_weight, grad_bias); what `output_mask` does not ask for is undefined.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                   const IntList& stride, const IntList& padding,
-                                                   const IntList& dilation, int64_t groups,
-                                                   const std::vector<bool>& output_mask);
+                                                   const Conv2dOptions& options, const std::vector<bool>& output_mask);
 
 }  // namespace cnnfast

@@ -19,13 +19,12 @@ namespace {
 
 constexpr const char* kOp = "conv2d_relu_max_pool2d";
 constexpr const char* kBackward = "conv2d_relu_max_pool2d_backward";
+constexpr size_t kOptions = Conv2dOptions::kCount + MaxPool2dOptions::kCount;
 
-Pool2dShape pool_shape(const Conv2dShape& conv, const IntList& kernel_size, const IntList& stride,
-                       const IntList& padding, const IntList& dilation, bool ceil_mode) {
-  const Pool2dShape pool =
-      pool2d_shape(kOp, conv.N, conv.K, conv.P, conv.Q, kernel_size, stride, padding, dilation, ceil_mode);
+Pool2dShape pool_shape(const Conv2dShape& conv, const MaxPool2dOptions& options) {
+  const Pool2dShape pool = pool2d_shape(kOp, conv.N, conv.K, conv.P, conv.Q, options);
   CNNFAST_CHECK(pool.R * pool.S <= kMaxCodedWindow, kOp, ": the pool window must have at most ", kMaxCodedWindow,
-                " elements, but got pool_kernel_size=", show(kernel_size));
+                " elements, but got pool_kernel_size=", show(options.kernel_size));
   return pool;
 }
 
@@ -55,14 +54,11 @@ void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const Dire
   });
 }
 
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, const Tensor& weight,
-                                                          const std::optional<Tensor>& bias, IntList stride,
-                                                          IntList padding, IntList dilation, int64_t groups,
-                                                          IntList pool_kernel_size, IntList pool_stride,
-                                                          IntList pool_padding, IntList pool_dilation, bool ceil_mode,
-                                                          bool return_code) {
-  const Conv2dShape conv = conv2d_shape(kOp, input, weight, bias, stride, padding, dilation, groups);
-  const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                   const Conv2dOptions& conv_options, const MaxPool2dOptions& pool_options,
+                                   bool return_code) {
+  const Conv2dShape conv = conv2d_shape(kOp, input, weight, bias, conv_options);
+  const Pool2dShape pool = pool_shape(conv, pool_options);
 
   DirectPlan plan;
   if (input.scalar_type() == ScalarType::Float &&
@@ -76,7 +72,7 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, c
     direct_forward(conv, pool, plan, input, weight, bias, output, return_code ? &code : nullptr);
     return {output, code};
   }
-  const Tensor map = conv2d_forward(input, weight, bias, stride, padding, dilation, groups, /*relu=*/false);
+  const Tensor map = conv2d_forward(input, weight, bias, conv_options, /*relu=*/false);
   return relu_max_pool2d_forward(map, pool, return_code);
 }
 
@@ -146,12 +142,21 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
   return {grad_input, grad_weight, grad_bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward(
-    const Tensor& grad_output, const Tensor& code, const Tensor& input, const Tensor& weight, IntList stride,
-    IntList padding, IntList dilation, int64_t groups, IntList pool_kernel_size, IntList pool_stride,
-    IntList pool_padding, IntList pool_dilation, bool ceil_mode, std::vector<bool> output_mask) {
-  const Conv2dShape conv = conv2d_shape(kBackward, input, weight, std::nullopt, stride, padding, dilation, groups);
-  const Pool2dShape pool = pool_shape(conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode);
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_forward(const Tensor& input, const Tensor& weight,
+                                                          const std::optional<Tensor>& bias, const IntList& options,
+                                                          bool return_code) {
+  check_options(kOp, options, kOptions);
+  return forward(input, weight, bias, conv2d_options(options), fused_pool_options(options), return_code);
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& code,
+                                                                   const Tensor& input, const Tensor& weight,
+                                                                   const IntList& options,
+                                                                   const std::vector<bool>& output_mask) {
+  check_options(kBackward, options, kOptions);
+  const Conv2dOptions conv_options = conv2d_options(options);
+  const Conv2dShape conv = conv2d_shape(kBackward, input, weight, std::nullopt, conv_options);
+  const Pool2dShape pool = pool_shape(conv, fused_pool_options(options));
   check_grad_output(kBackward, grad_output, input, {conv.N, conv.K, pool.P, pool.Q});
   CNNFAST_CHECK(code.scalar_type() == ScalarType::Byte, kBackward,
                 ": code must have dtype uint8, but got code.dtype=", code.scalar_type());
@@ -164,16 +169,17 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_max_pool2d_backward(
     return pool_sparse_backward(conv, pool, grad_output, code, input, weight, output_mask);
 
   const Tensor grad_map = relu_max_pool2d_backward(grad_output, code, pool, suggests_channels_last(code));
-  return conv2d_backward(grad_map, input, weight, stride, padding, dilation, groups, output_mask);
+  return conv2d_backward(grad_map, input, weight, conv_options, output_mask);
 }
 
 std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
-                                                  const std::optional<Tensor>& bias, IntList stride, IntList padding,
-                                                  IntList dilation, int64_t groups, IntList pool_kernel_size,
-                                                  IntList pool_stride, IntList pool_padding, IntList pool_dilation,
+                                                  const std::optional<Tensor>& bias, const IntList& stride,
+                                                  const IntList& padding, const IntList& dilation, int64_t groups,
+                                                  const IntList& pool_kernel_size, const IntList& pool_stride,
+                                                  const IntList& pool_padding, const IntList& pool_dilation,
                                                   bool ceil_mode) {
-  return conv2d_relu_max_pool2d_forward(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
-                                        pool_stride, pool_padding, pool_dilation, ceil_mode, /*return_code=*/true);
+  return forward(input, weight, bias, {stride, padding, dilation, groups},
+                 {pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode}, /*return_code=*/true);
 }
 
 }  // namespace

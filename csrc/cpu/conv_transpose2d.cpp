@@ -6,12 +6,10 @@
 namespace cnnfast {
 namespace {
 
-Tensor conv_transpose2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                const IntList& stride, const IntList& padding, const IntList& output_padding,
-                                int64_t groups, const IntList& dilation) {
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+               const ConvTranspose2dOptions& options) {
   const char* op = "conv_transpose2d";
-  const Conv2dShape s =
-      conv_transpose2d_shape(op, input, weight, bias, stride, padding, output_padding, groups, dilation);
+  const Conv2dShape s = conv_transpose2d_shape(op, input, weight, bias, options);
   const Tensor output = empty(input, {s.N, s.C, s.H, s.W}, input.dim(), conv_channels_last(input, weight));
   const Tensor dense_bias = bias.has_value() ? torch::stable::contiguous(*bias) : Tensor();
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
@@ -22,14 +20,24 @@ Tensor conv_transpose2d_forward(const Tensor& input, const Tensor& weight, const
   return output;
 }
 
+Tensor conv_transpose2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const IntList& options) {
+  check_options("conv_transpose2d", options, ConvTranspose2dOptions::kCount);
+  return forward(input, weight, bias, conv_transpose2d_options(options));
+}
+
+Tensor conv_transpose2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const IntList& stride, const IntList& padding, const IntList& output_padding, int64_t groups,
+                        const IntList& dilation) {
+  return forward(input, weight, bias, {stride, padding, output_padding, groups, dilation});
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                             const Tensor& weight, const IntList& stride,
-                                                             const IntList& padding, const IntList& output_padding,
-                                                             int64_t groups, const IntList& dilation,
+                                                             const Tensor& weight, const IntList& options,
                                                              const std::vector<bool>& output_mask) {
   const char* op = "conv_transpose2d_backward";
-  const Conv2dShape s =
-      conv_transpose2d_shape(op, input, weight, std::nullopt, stride, padding, output_padding, groups, dilation);
+  check_options(op, options, ConvTranspose2dOptions::kCount);
+  const Conv2dShape s = conv_transpose2d_shape(op, input, weight, std::nullopt, conv_transpose2d_options(options));
   check_grad_output(op, grad_output, input, {s.N, s.C, s.H, s.W});
   check_output_mask(op, output_mask);
   const bool channels_last = conv_channels_last(input, weight);
@@ -57,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward(const Tensor& grad_
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("conv_transpose2d_forward", TORCH_BOX(&conv_transpose2d_forward));
-  m.impl("conv_transpose2d", TORCH_BOX(&conv_transpose2d_forward));
+  m.impl("conv_transpose2d", TORCH_BOX(&conv_transpose2d));
   m.impl("conv_transpose2d_backward", TORCH_BOX(&conv_transpose2d_backward));
 }
 

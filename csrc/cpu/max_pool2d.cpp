@@ -73,7 +73,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& winner, const Pool2dSha
 std::tuple<Tensor, Tensor> max_pool2d_forward(const Tensor& input, const IntList& kernel_size, const IntList& stride,
                                               const IntList& padding, const IntList& dilation, bool ceil_mode,
                                               bool return_indices) {
-  const Pool2dShape s = pool2d_shape(kForward, input, kernel_size, stride, padding, dilation, ceil_mode);
+  const Pool2dShape s = pool2d_shape(kForward, input, {kernel_size, stride, padding, dilation, ceil_mode});
   return forward<int64_t>(input, s, return_indices);
 }
 

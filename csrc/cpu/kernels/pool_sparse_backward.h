@@ -35,9 +35,9 @@ struct GradRows {
 struct SparseScratch {
   float* image;
   float* grad_rows;  // the image rows under a row of windows
-  float* g;         // [K][P * Q] pooled gradients of one image
-  uint8_t* code;    // [K][P * Q]
-  int32_t* offset;  // of one channel's live elements
+  float* g;          // [K][P * Q] pooled gradients of one image
+  uint8_t* code;     // [K][P * Q]
+  int32_t* offset;   // of one channel's live elements
   float* live_g;
   int32_t* window;     // [P * Q] offset of a window's corner in the image
   int32_t* column;     // [Q] and in its rows
@@ -233,8 +233,8 @@ class SparseSlice {
     const uint8_t* q = code(n);
     const int64_t block_masks = windows_ * codes_;
     for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels)
-      channels_by_winner(q + begin * windows_, min(conv.K - begin, kMaskChannels), windows_, codes_,
-                         scratch_.by_window, scratch_.masks + begin / kMaskChannels * block_masks);
+      channels_by_winner(q + begin * windows_, min(conv.K - begin, kMaskChannels), windows_, codes_, scratch_.by_window,
+                         scratch_.masks + begin / kMaskChannels * block_masks);
 
     const GradRows under(conv, pool);
     const int64_t kept = under.rows - under.step, moved = under.step * image_.pitch;
@@ -248,8 +248,8 @@ class SparseSlice {
       for (int64_t begin = 0; begin < conv.K; begin += kMaskChannels) {
         for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool last) {
           kernels.add({scratch_.grad_rows + r * image_.pitch + first, image_.pitch,
-                       scratch_.masks + begin / kMaskChannels * block_masks + i * pool.Q * codes_, scratch_.column, code_offset_,
-                       pool.Q, codes_, g + begin * windows_ + i * pool.Q, windows_,
+                       scratch_.masks + begin / kMaskChannels * block_masks + i * pool.Q * codes_, scratch_.column,
+                       code_offset_, pool.Q, codes_, g + begin * windows_ + i * pool.Q, windows_,
                        job_.packed_weight + begin * conv.R * row_ + r * row_ + first, conv.R * row_, row_,
                        last ? tail_ : nullptr});
         });

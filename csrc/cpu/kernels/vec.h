@@ -192,10 +192,9 @@ CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, i
     const Block ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
     const Block cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
     const Block cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-    const Block column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
-                             __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-                             __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
-                             __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+    const Block column[4] = {
+        __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+        __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) std::memcpy(to + b * to_stride, &column[b], sizeof(Block));
   } else {
@@ -212,14 +211,13 @@ CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, i
     Pairs pair[4];  // of rows 2b and 2b + 1, column by column
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) {
-      pair[b] = reinterpret_cast<Pairs>(__builtin_shufflevector(row(2 * b), row(2 * b + 1), 0, 16, 1, 17, 2, 18, 3, 19,
-                                                                4, 20, 5, 21, 6, 22, 7, 23));
+      pair[b] = reinterpret_cast<Pairs>(
+          __builtin_shufflevector(row(2 * b), row(2 * b + 1), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
     }
     Fours low[2], high[2];  // of rows 4b to 4b + 3: columns 0 to 3, 4 to 7
 #pragma GCC unroll 2
     for (int b = 0; b < 2; ++b) {
-      low[b] =
-          reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 0, 8, 1, 9, 2, 10, 3, 11));
+      low[b] = reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 0, 8, 1, 9, 2, 10, 3, 11));
       high[b] =
           reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 4, 12, 5, 13, 6, 14, 7, 15));
     }
