@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -11,19 +12,19 @@
 
 namespace cnnfast {
 
-using IntList = std::vector<int64_t>;
+using IntList = std::vector<int64_t>;  // as ops receive it
+using Ints = std::span<const int64_t>;
 
-inline std::string show(const int64_t* values, size_t count) {
+inline std::string show(Ints values) {
   std::ostringstream out;
   out << '[';
-  for (size_t i = 0; i < count; ++i) out << (i == 0 ? "" : ", ") << values[i];
+  for (size_t i = 0; i < values.size(); ++i) out << (i == 0 ? "" : ", ") << values[i];
   out << ']';
   return out.str();
 }
-inline std::string show(const IntList& values) { return show(values.data(), values.size()); }
 inline std::string show_size(const Tensor& tensor) {
   const auto size = tensor.sizes();
-  return show(size.data(), size.size());
+  return show({size.data(), size.size()});
 }
 
 inline std::string show_device(const Tensor& tensor) {
@@ -31,7 +32,7 @@ inline std::string show_device(const Tensor& tensor) {
   return tensor.is_cpu() ? type : type + ":" + std::to_string(tensor.get_device_index());
 }
 
-inline void check_list(const char* op, const char* name, const IntList& values, size_t count, int64_t least) {
+inline void check_list(const char* op, const char* name, Ints values, size_t count, int64_t least) {
   CNNFAST_CHECK(values.size() == count, op, ": ", name, " must have ", count, " values, but got ", name, "=",
                 show(values));
   for (const int64_t value : values) {
@@ -67,36 +68,35 @@ inline int64_t size_from_end(const Tensor& image, int64_t d) { return image.size
 // rest of its dispatch.
 struct Conv2dOptions {
   static constexpr size_t kCount = 9;
-  IntList stride, padding, dilation;  // padding is (top, bottom, left, right)
+  Ints stride, padding, dilation;  // padding is (top, bottom, left, right)
   int64_t groups;
 };
 struct ConvTranspose2dOptions {
   static constexpr size_t kCount = 9;
-  IntList stride, padding, output_padding;
+  Ints stride, padding, output_padding;
   int64_t groups;
-  IntList dilation;
+  Ints dilation;
 };
 struct MaxPool2dOptions {
   static constexpr size_t kCount = 9;
-  IntList kernel_size, stride, padding, dilation;
+  Ints kernel_size, stride, padding, dilation;
   bool ceil_mode;
 };
 
-inline void check_options(const char* op, const IntList& options, size_t count) {
+inline void check_options(const char* op, Ints options, size_t count) {
   CNNFAST_CHECK(options.size() == count, op, ": options must have ", count, " values, but got options=", show(options));
 }
-inline Conv2dOptions conv2d_options(const IntList& options) {
-  const auto o = options.begin();
-  return {{o, o + 2}, {o + 2, o + 6}, {o + 6, o + 8}, o[8]};
+// They point into the list.
+inline Conv2dOptions conv2d_options(Ints list) {
+  return {list.subspan(0, 2), list.subspan(2, 4), list.subspan(6, 2), list[8]};
 }
-inline ConvTranspose2dOptions conv_transpose2d_options(const IntList& options) {
-  const auto o = options.begin();
-  return {{o, o + 2}, {o + 2, o + 4}, {o + 4, o + 6}, o[6], {o + 7, o + 9}};
+inline ConvTranspose2dOptions conv_transpose2d_options(Ints list) {
+  return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list[6], list.subspan(7, 2)};
 }
 // Those of the pooling after a convolution.
-inline MaxPool2dOptions fused_pool_options(const IntList& options) {
-  const auto o = options.begin() + Conv2dOptions::kCount;
-  return {{o, o + 2}, {o + 2, o + 4}, {o + 4, o + 6}, {o + 6, o + 8}, o[8] != 0};
+inline MaxPool2dOptions fused_pool_options(Ints list) {
+  list = list.subspan(Conv2dOptions::kCount);
+  return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list.subspan(6, 2), list[8] != 0};
 }
 
 // Shapes of conv2d.
@@ -202,7 +202,7 @@ inline void check_grad_output(const char* op, const Tensor& grad_output, const T
   const size_t skip = input.dim() == 4 ? 0 : 1;
   bool same = grad_output.dim() == input.dim();
   for (size_t d = skip; same && d < 4; ++d) same = grad_output.size(static_cast<int64_t>(d - skip)) == expected[d];
-  CNNFAST_CHECK(same, op, ": grad_output must have shape ", show(expected.data() + skip, 4 - skip),
+  CNNFAST_CHECK(same, op, ": grad_output must have shape ", show(Ints(expected).subspan(skip)),
                 ", but got grad_output.shape=", show_size(grad_output));
   check_same(op, "grad_output", grad_output, "input", input);
 }

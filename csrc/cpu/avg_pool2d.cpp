@@ -13,6 +13,7 @@ namespace {
 
 // Elements of the result per task: large against the cost of starting one, small against the caches.
 constexpr int64_t kGrain = 1 << 12;
+constexpr int64_t kUndilated[] = {1, 1};
 
 AvgPool2dDivisor divisor_of(const char* op, bool count_include_pad, std::optional<int64_t> divisor_override) {
   CNNFAST_CHECK(divisor_override != 0, op, ": divisor must be not zero, but got divisor_override=0");
@@ -22,7 +23,7 @@ AvgPool2dDivisor divisor_of(const char* op, bool count_include_pad, std::optiona
 Tensor avg_pool2d_forward(const Tensor& input, const IntList& kernel_size, const IntList& stride,
                           const IntList& padding, bool ceil_mode, bool count_include_pad,
                           std::optional<int64_t> divisor_override) {
-  const Pool2dShape s = pool2d_shape("avg_pool2d", input, {kernel_size, stride, padding, {1, 1}, ceil_mode});
+  const Pool2dShape s = pool2d_shape("avg_pool2d", input, {kernel_size, stride, padding, kUndilated, ceil_mode});
   const AvgPool2dDivisor divisor = divisor_of("avg_pool2d", count_include_pad, divisor_override);
   const bool channels_last = suggests_channels_last(input);
   const Tensor output = empty(input, {s.N, s.C, s.P, s.Q}, input.dim(), channels_last);
@@ -43,7 +44,7 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, const IntList& input_size,
   check_list(kOp, "input_size", input_size, 2, 1);
   check_image(kOp, "grad_output", grad_output);
   const Pool2dShape s = pool2d_shape(kOp, batch_of(grad_output), size_from_end(grad_output, 3), input_size[0],
-                                     input_size[1], {kernel_size, stride, padding, {1, 1}, ceil_mode});
+                                     input_size[1], {kernel_size, stride, padding, kUndilated, ceil_mode});
   CNNFAST_CHECK(size_from_end(grad_output, 2) == s.P && size_from_end(grad_output, 1) == s.Q, kOp,
                 ": grad_output must end in the output size (", s.P, " x ", s.Q,
                 "), but got grad_output.shape=", show_size(grad_output));

@@ -5,6 +5,7 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 
 #include <atomic>
+#include <cstring>
 #include <tuple>
 
 #include "checks.h"
@@ -42,8 +43,9 @@ void direct_forward(const Conv2dShape& conv, const Pool2dShape& pool, const Dire
   std::vector<float> bias_values;
   if (bias.has_value()) {
     bias_values.resize(static_cast<size_t>(conv.K));
-    for (int64_t k = 0; k < conv.K; ++k)
-      bias_values[static_cast<size_t>(k)] = data_of<float>(*bias)[k * bias->stride(0)];
+    const float* values = data_of<const float>(*bias);
+    const int64_t step = bias->stride(0);
+    for (int64_t k = 0; k < conv.K; ++k) bias_values[static_cast<size_t>(k)] = values[k * step];
   }
   job.bias = bias.has_value() ? bias_values.data() : nullptr;
   kernels.pack_weight(conv, plan, job.weight, job.bias, packed_weight);
@@ -79,6 +81,29 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
 // Images [N * i / slices, N * (i + 1) / slices) of slice i.
 int64_t slice_begin(int64_t N, int64_t i, int64_t slices) { return N * i / slices; }
 
+// grad_weight and grad_bias (data is null where not wanted) from the partial sums of the slices, `slice_size` floats
+// each, added in the order of the slices, whoever computed them. Clobbers the first.
+void sum_slices(const Conv2dShape& conv, float* partial, int64_t slices, int64_t slice_size, int64_t row,
+                View<float> grad_weight, float* grad_bias) {
+  const int64_t K = conv.K, C = conv.C, R = conv.R, S = conv.S;
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (int64_t slice = 1; slice < slices; ++slice)
+      for (int64_t i = begin; i < end; ++i) partial[i] += partial[slice * slice_size + i];
+  };
+  const int64_t kGrain = 1 << 13;  // additions worth a task
+  parallel_ranges(K, max<int64_t>(1, kGrain / (slices * R * row)), [&](int64_t begin, int64_t end) {
+    add(begin * R * row, end * R * row);
+    if (grad_weight.data == nullptr) return;
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t c = 0; c < C; ++c)
+        for (int64_t r = 0; r < R; ++r)
+          for (int64_t s = 0; s < S; ++s) *grad_weight.at(k, c, r, s) = partial[(k * R + r) * row + s * C + c];
+  });
+  if (grad_bias == nullptr) return;
+  add(K * R * row, slice_size);
+  for (int64_t k = 0; k < K; ++k) grad_bias[k] = partial[K * R * row + k];
+}
+
 std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv, const Pool2dShape& pool,
                                                         const Tensor& grad_output, const Tensor& code,
                                                         const Tensor& input, const Tensor& weight,
@@ -96,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
     job.grad_input = view_of<float>(grad_input);
   }
 
-  const int64_t partial_size = slices * (weight_size + K);
-  Workspace workspace(Workspace::needed<float>(weight_size) + Workspace::needed<float>(partial_size));
+  const int64_t slice_size = weight_size + K;
+  Workspace workspace(Workspace::needed<float>(weight_size) + Workspace::needed<float>(slices * slice_size));
   if (output_mask[0]) {
     float* packed = workspace.take<float>(weight_size);
     const View<const float> w = const_view(weight);
@@ -108,14 +133,14 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
           for (int64_t c = 0; c < C; ++c) packed[(k * R + r) * row + s * C + c] = *w.at(k, c, r, s);
     job.packed_weight = packed;
   }
-  float* partial = workspace.take<float>(partial_size);
-  for (int64_t i = 0; i < partial_size; ++i) partial[i] = 0;
+  float* partial = workspace.take<float>(slices * slice_size);
 
   const int64_t task_bytes = kernels.sparse_workspace_bytes(conv, pool);
   std::atomic<bool> inside{true};
   parallel_tasks(slices, [&](int64_t slice) {
     Workspace scratch(Workspace::needed<char>(task_bytes));
-    float* sums = partial + slice * (weight_size + K);
+    float* sums = partial + slice * slice_size;
+    if (want_weight) std::memset(sums, 0, static_cast<size_t>(slice_size) * sizeof(float));
     if (!kernels.backward(job, slice_begin(conv.N, slice, slices), slice_begin(conv.N, slice + 1, slices), sums,
                           sums + weight_size, scratch.take<char>(task_bytes)))
       inside = false;
@@ -123,22 +148,11 @@ std::tuple<Tensor, Tensor, Tensor> pool_sparse_backward(const Conv2dShape& conv,
   CNNFAST_CHECK(inside, kBackward, ": every code must be ", int{kClipped}, " or name a winner inside the ", conv.P, "x",
                 conv.Q, " map, but got one outside of it");
 
-  if (want_weight) {  // in the order of the slices, whoever computed them
-    for (int64_t slice = 1; slice < slices; ++slice)
-      for (int64_t i = 0; i < weight_size + K; ++i) partial[i] += partial[slice * (weight_size + K) + i];
-  }
-  if (output_mask[1]) {
-    grad_weight = empty(weight, {K, C, R, S}, 4, conv_channels_last(input, weight));
-    const View<float> out = view_of<float>(grad_weight);
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t c = 0; c < C; ++c)
-        for (int64_t r = 0; r < R; ++r)
-          for (int64_t s = 0; s < S; ++s) *out.at(k, c, r, s) = partial[(k * R + r) * row + s * C + c];
-  }
-  if (output_mask[2]) {
-    grad_bias = empty_vector(weight, K);
-    for (int64_t k = 0; k < K; ++k) data_of<float>(grad_bias)[k] = partial[weight_size + k];
-  }
+  if (output_mask[1]) grad_weight = empty(weight, {K, C, R, S}, 4, conv_channels_last(input, weight));
+  if (output_mask[2]) grad_bias = empty_vector(weight, K);
+  if (want_weight)
+    sum_slices(conv, partial, slices, slice_size, row, output_mask[1] ? view_of<float>(grad_weight) : View<float>{},
+               output_mask[2] ? data_of<float>(grad_bias) : nullptr);
   return {grad_input, grad_weight, grad_bias};
 }
 

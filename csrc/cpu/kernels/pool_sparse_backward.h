@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/constant.h"
 #include "cpu/kernels/patches.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -103,14 +104,17 @@ constexpr FrontLanes front_lanes() {
 constexpr FrontLanes kFrontLanes = front_lanes();
 #endif
 
-// The live elements of one channel: where their patches begin, and their gradients, in window order. Returns how many.
-// offset and live_g have a register of room past the last window.
+// The live elements of one channel: where their patches begin, and their gradients, in window order; adds the gradients
+// to *sum. Returns how many. offset and live_g have a register of room past the last window.
 static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* window, const int32_t* code_offset,
-                           int64_t windows, int64_t codes, int32_t* __restrict offset, float* __restrict live_g) {
+                           int64_t windows, int64_t codes, int32_t* __restrict offset, float* __restrict live_g,
+                           float* sum) {
   int64_t live = 0, i = 0;
+  float total = 0;
 #if defined(__AVX2__)
   if (codes <= 8) {  // code_offset fits a register, and looking a code up is a permutation of its lanes
     const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code_offset));
+    __m256 sums = _mm256_setzero_ps();
     for (; i + 8 <= windows; i += 8) {
       const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(code + i)));
       const __m256i at = _mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window + i)),
@@ -119,27 +123,42 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
       const unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(dead))) & 0xffu;
       const __m256i front = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kFrontLanes.lanes[mask])));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(offset + live), _mm256_permutevar8x32_epi32(at, front));
-      _mm256_storeu_ps(live_g + live, _mm256_permutevar8x32_ps(_mm256_loadu_ps(g + i), front));
+      const __m256 gv = _mm256_loadu_ps(g + i);
+      sums += _mm256_andnot_ps(_mm256_castsi256_ps(dead), gv);
+      _mm256_storeu_ps(live_g + live, _mm256_permutevar8x32_ps(gv, front));
       live += __builtin_popcount(mask);
     }
+    const __m128 half = _mm256_castps256_ps128(sums) + _mm256_extractf128_ps(sums, 1);
+    const __m128 pair = half + _mm_movehl_ps(half, half);
+    total = pair[0] + pair[1];
   }
 #endif
   (void)codes;
   for (; i < windows; ++i) {  // appends without a branch: a dead element is overwritten
     offset[live] = window[i] + code_offset[code[i]];
     live_g[live] = g[i];
+    if (code[i] != kClipped) total += g[i];
     live += code[i] != kClipped;
   }
+  *sum += total;
   return live;
 }
 
 // masks[window][code]: the channels, of at most 64, whose winner has that code. `by_window` is scratch.
 static void channels_by_winner(const uint8_t* code, int64_t channels, int64_t windows, int64_t codes,
                                uint8_t* __restrict by_window, uint64_t* __restrict masks) {
-  std::memset(by_window, kClipped, static_cast<size_t>(windows * kMaskChannels));
-  transpose(code, windows, channels, windows, by_window, kMaskChannels);
-  for (int64_t i = 0; i < windows; ++i, by_window += kMaskChannels) {
-    for (int64_t c = 0; c < codes; ++c) *masks++ = equal_bytes(by_window, static_cast<uint8_t>(c));
+  const auto fill = [&](auto width) CNNFAST_INLINE_LAMBDA {
+    constexpr int kWidth = width.value;
+    std::memset(by_window, kClipped, static_cast<size_t>(windows * kWidth));
+    transpose(code, windows, channels, windows, by_window, kWidth);
+    for (int64_t i = 0; i < windows; ++i)
+      for (int64_t c = 0; c < codes; ++c)
+        *masks++ = equal_bytes<kWidth>(by_window + i * kWidth, static_cast<uint8_t>(c));
+  };
+  if (channels <= 32) {
+    fill(Constant<32>{});
+  } else {
+    fill(Constant<kMaskChannels>{});
   }
 }
 
@@ -163,16 +182,6 @@ static bool winners_inside(const uint8_t* code, const Conv2dShape& conv, const P
         outside |= (h < 0) | (h >= conv.P) | (w < 0) | (w >= conv.Q);
       }
   return !outside;
-}
-
-// Sum of `count` floats, which are followed by a register of scratch.
-static float sum_floats(float* values, int64_t count) {
-  store_vec(values + count, Vec<float>{});
-  Vec<float> sum{};
-  for (int64_t i = 0; i < count; i += kLanes<float>) sum += load_vec(values + i);
-  float total = 0;
-  for (int lane = 0; lane < kLanes<float>; ++lane) total += sum[lane];
-  return total;
 }
 
 // What the images of one slice of the batch share.
@@ -212,9 +221,8 @@ class SparseSlice {
       const float* g = grad_output(n);
       const uint8_t* q = code(n);
       for (int64_t k = 0; k < conv.K; ++k, g += windows_, q += windows_) {
-        const int64_t live =
-            gather_live(q, g, scratch_.window, code_offset_, windows_, codes_, scratch_.offset, scratch_.live_g);
-        grad_bias[k] += sum_floats(scratch_.live_g, live);
+        const int64_t live = gather_live(q, g, scratch_.window, code_offset_, windows_, codes_, scratch_.offset,
+                                         scratch_.live_g, grad_bias + k);
         float* sums = grad_weight + k * conv.R * row_;
         for_each_piece(conv, [&](const PatchKernels& kernels, int64_t r, int64_t first, bool) {
           kernels.sum(scratch_.image + r * image_.pitch + first, image_.pitch, scratch_.offset, scratch_.live_g, live,

@@ -120,7 +120,8 @@ CNNFAST_INLINE void store_low_bytes(uint8_t* p, Vec<int32_t> v) {
 #endif
 }
 
-// Bit i: whether p[i] == value, for 64 bytes.
+// Bit i: whether p[i] == value, for kCount bytes, 32 or 64.
+template <int kCount>
 CNNFAST_INLINE uint64_t equal_bytes(const uint8_t* p, uint8_t value) {
 #if defined(__AVX2__)
   const auto half = [&](const uint8_t* from) CNNFAST_INLINE_LAMBDA {
@@ -128,10 +129,11 @@ CNNFAST_INLINE uint64_t equal_bytes(const uint8_t* p, uint8_t value) {
     return static_cast<uint32_t>(
         _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(static_cast<char>(value)))));
   };
+  if constexpr (kCount == 32) return half(p);
   return half(p) | static_cast<uint64_t>(half(p + 32)) << 32;
 #else
   uint64_t bits = 0;
-  for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
+  for (int i = 0; i < kCount; ++i) bits |= static_cast<uint64_t>(p[i] == value) << i;
   return bits;
 #endif
 }
@@ -168,7 +170,13 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
     for (int64_t i = 0; i + size <= bytes; i += size) __builtin_memcpy(out + i, in + i, sizeof chunk);
     __builtin_memcpy(out + bytes - size, in + bytes - size, sizeof chunk);
   };
-  if (bytes >= CNNFAST_VECTOR_BYTES) {
+  if (bytes >= CNNFAST_VECTOR_BYTES && bytes <= 2 * CNNFAST_VECTOR_BYTES) {
+    Vec<float> head, tail;
+    __builtin_memcpy(&head, in, sizeof head);
+    __builtin_memcpy(&tail, in + bytes - CNNFAST_VECTOR_BYTES, sizeof tail);
+    __builtin_memcpy(out, &head, sizeof head);
+    __builtin_memcpy(out + bytes - CNNFAST_VECTOR_BYTES, &tail, sizeof tail);
+  } else if (bytes >= CNNFAST_VECTOR_BYTES) {
     copy_chunks(Vec<float>{});
   } else if (bytes >= 8) {
     copy_chunks(uint64_t{});
