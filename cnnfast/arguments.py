@@ -60,15 +60,15 @@ def conv_padding(op: str, padding: str | IntOrPair, kernel: Pair, stride: Pair, 
     return (height // 2, height - height // 2, width // 2, width - width // 2)
 
 
-def kernel_of(weight: Tensor, padding: str | IntOrPair) -> Pair:
-    """(R, S) where the padding depends on them, else (1, 1)."""
-    if isinstance(padding, str) and weight.dim() == 4:  # of other weights the op itself says what is wrong
-        return weight.shape[2], weight.shape[3]
-    return 1, 1
+def kernel_of(weight: Tensor) -> Pair:
+    """(R, S), on which padding='same' depends; (1, 1) of a weight of wrong rank, which the op itself refuses."""
+    return (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else (1, 1)
 
 
 def _remembered(parse: Callable[..., Options]) -> Callable[..., Options]:
     """``parse``, whose results are kept for arguments that are the same objects as in an earlier call.
+
+    Its first argument is whether torch.compile is tracing, which follows ``parse`` itself.
 
     A module passes the same tuples in each call; comparing them by value would cost as much as reading them, and
     would take 1.0 and True for 1. Kept arguments are kept alive, so no id belongs to two of them, and cannot change.
@@ -76,8 +76,8 @@ def _remembered(parse: Callable[..., Options]) -> Callable[..., Options]:
     known: dict[tuple[int, ...], tuple[tuple[Any, ...], Options]] = {}
 
     @functools.wraps(parse)
-    def remembering(*arguments: Any) -> Options:
-        if torch.compiler.is_compiling():
+    def remembering(compiling: bool, *arguments: Any) -> Options:
+        if compiling:
             return parse(*arguments)
         key = tuple(map(id, arguments))
         found = known.get(key)
@@ -100,13 +100,12 @@ def _is_constant(value: Any) -> bool:
     return type(value) in (int, bool, str, type(None)) or (type(value) is tuple and all(map(_is_constant, value)))
 
 
-@_remembered
-def conv2d_options(
+def _conv2d_options(
     op: str, R: int, S: int, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, groups: int
 ) -> Options:
     """(stride, padding, dilation, groups) as the raw ops take them, one number after the other.
 
-    ``R`` and ``S`` are those of :func:`kernel_of`.
+    ``R`` and ``S`` count only where padding is a string: see :func:`kernel_of`.
     """
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     groups = check_int(op, "groups", groups)
@@ -133,10 +132,13 @@ def max_pool2d_options(
     )
 
 
-@_remembered
-def fused_options(op: str, R: int, S: int, *arguments: Any) -> Options:
+def _fused_options(op: str, R: int, S: int, *arguments: Any) -> Options:
     """Those of the convolution, then those of the pooling; ``arguments`` are both functions', without names."""
-    return *conv2d_options(op, R, S, *arguments[:4]), *max_pool2d_options(op, "pool_", *arguments[4:])
+    return *_conv2d_options(op, R, S, *arguments[:4]), *max_pool2d_options(op, "pool_", *arguments[4:])
+
+
+conv2d_options = _remembered(_conv2d_options)
+fused_options = _remembered(_fused_options)
 
 
 def check_int(op: str, name: str, value: Any) -> int:

@@ -30,7 +30,7 @@ from .arguments import (
     pool_stride_of,
 )
 from .autocast import lower_precision
-from .routing import own
+from .routing import to_torch, why_not
 
 __all__ = list(routing.OPS)
 
@@ -67,10 +67,14 @@ def conv2d(
         >>> conv2d(torch.randn(8, 3, 28, 28), torch.randn(16, 3, 3, 3), padding=1).shape
         torch.Size([8, 16, 28, 28])
     """
-    if not own("conv2d", input, weight, bias):
+    name = "conv2d"
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input, weight, bias)) is not None:
+        to_torch(name, reason)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    options = conv2d_options("conv2d", *kernel_of(weight, padding), stride, padding, dilation, groups)
-    return _run("conv2d", (input, weight, bias), options)
+    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
+    options = conv2d_options(compiling, name, R, S, stride, padding, dilation, groups)
+    return _run(name, compiling, (input, weight, bias), options)
 
 
 def conv2d_relu(
@@ -89,10 +93,14 @@ def conv2d_relu(
         >>> conv2d_relu(torch.randn(8, 3, 28, 28), torch.randn(16, 3, 3, 3), padding=1).min() >= 0
         tensor(True)
     """
-    if not own("conv2d_relu", input, weight, bias):
+    name = "conv2d_relu"
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input, weight, bias)) is not None:
+        to_torch(name, reason)
         return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
-    options = conv2d_options("conv2d_relu", *kernel_of(weight, padding), stride, padding, dilation, groups)
-    return _run("conv2d_relu", (input, weight, bias), options)
+    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
+    options = conv2d_options(compiling, name, R, S, stride, padding, dilation, groups)
+    return _run(name, compiling, (input, weight, bias), options)
 
 
 def conv2d_relu_max_pool2d(
@@ -132,18 +140,20 @@ def conv2d_relu_max_pool2d(
         torch.Size([8, 12, 14, 14])
     """
     name = "conv2d_relu_max_pool2d"
-    if not own(name, input, weight, bias):
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input, weight, bias)) is not None:
+        to_torch(name, reason)
         output = F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
         return F.max_pool2d(output, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    R, S = kernel_of(weight, padding)
+    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
     conv = (stride, padding, dilation, groups)
-    options = fused_options(name, R, S, *conv, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    kernel_size = options[9:11]
-    if kernel_size[0] * kernel_size[1] > _MAX_CODED_WINDOW:
+    pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    options = fused_options(compiling, name, R, S, *conv, *pool)
+    if options[9] * options[10] > _MAX_CODED_WINDOW:
         routing.record(name, routing.LARGE_WINDOW, "runs as conv2d_relu and max_pool2d")
-        output = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
-        return max_pool2d(output, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    return _run(name, (input, weight, bias), options)
+        output = conv2d_relu(input, weight, bias, *conv)
+        return max_pool2d(output, *pool)
+    return _run(name, compiling, (input, weight, bias), options)
 
 
 def conv_transpose2d(
@@ -179,7 +189,9 @@ def conv_transpose2d(
         torch.Size([8, 3, 14, 14])
     """
     name = "conv_transpose2d"
-    if not own(name, input, weight, bias):
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input, weight, bias)) is not None:
+        to_torch(name, reason)
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     options = (
         *pair(name, "stride", stride),
@@ -188,7 +200,7 @@ def conv_transpose2d(
         check_int(name, "groups", groups),
         *pair(name, "dilation", dilation),
     )
-    return _run(name, (input, weight, bias), options)
+    return _run(name, compiling, (input, weight, bias), options)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -204,11 +216,13 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         tensor([0., 2.])
     """
     if inplace:
-        routing.to_torch("relu", routing.INPLACE)
+        to_torch("relu", routing.INPLACE)
         return F.relu(input, inplace=True)
-    if not own("relu", input):
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not("relu", compiling, input)) is not None:
+        to_torch("relu", reason)
         return F.relu(input)
-    return _run("relu", (input,), ())
+    return _run("relu", compiling, (input,), ())
 
 
 @overload
@@ -264,11 +278,13 @@ def max_pool2d(
         torch.Size([8, 12, 14, 14])
     """
     name = "max_pool2d"
-    if not own(name, input):
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input)) is not None:
+        to_torch(name, reason)
         options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         return F.max_pool2d(input, *options)
     options = max_pool2d_options(name, "", kernel_size, stride, padding, dilation, ceil_mode)
-    return _run(name, (input,), options, all_results=return_indices)
+    return _run(name, compiling, (input,), options, all_results=return_indices)
 
 
 def avg_pool2d(
@@ -300,7 +316,9 @@ def avg_pool2d(
         torch.Size([8, 12, 14, 14])
     """
     name = "avg_pool2d"
-    if not own(name, input):
+    compiling = torch.compiler.is_compiling()
+    if (reason := why_not(name, compiling, input)) is not None:
+        to_torch(name, reason)
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     if input.dim() < 3:  # torch's type of error here, which the kernel's own check cannot raise
         raise IndexError(
@@ -316,27 +334,28 @@ def avg_pool2d(
         check_bool(name, "count_include_pad", count_include_pad),
         None if divisor_override is None else check_int(name, "divisor_override", divisor_override),
     )
-    return _run(name, (input,), options)
+    return _run(name, compiling, (input,), options)
 
 
-def _run(name: str, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], all_results: bool = False) -> Any:
+def _run(
+    name: str,
+    compiling: bool,
+    tensors: tuple[Tensor | None, ...],
+    options: tuple[Any, ...],
+    all_results: bool = False,
+) -> Any:
     """Runs an own kernel the way this caller needs it: traced, with gradient, or without. The first result, or all."""
-    if torch.compiler.is_compiling():
+    if compiling:
         results = autograd.PUBLIC[name](*tensors, *autograd.public_options(name, options))
         return results[0] if isinstance(results, tuple) and not all_results else results
     op = autograd.OPS[name]
     if op.lower_precision and torch.is_autocast_enabled("cpu"):
         tensors = lower_precision("cpu", *tensors)
-    if _wants_grad(tensors):
-        results = op.apply(*tensors, options)
-    else:
-        results = (op.compute if all_results else op.infer)(*tensors, options)
-    return results[0] if type(results) is tuple and not all_results else results
-
-
-def _wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    run = op.compute if all_results else op.infer
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
-                return True
-    return False
+                run = op.apply
+                break
+    results = run(*tensors, options)
+    return results[0] if type(results) is tuple and not all_results else results

@@ -26,13 +26,15 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return self._run(input, weight, bias, (0, 0))
-        return self._run(input, weight, bias, self.padding)
-
-    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+        input, padding = _padded(self, input)
         return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _padded(conv: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
+    """The input and the zeros still to be padded: other padding modes are torch's own."""
+    if conv.padding_mode == "zeros":
+        return input, conv.padding
+    return F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), (0, 0)
 
 
 class ConvReLU2d(Conv2d):
@@ -41,7 +43,8 @@ class ConvReLU2d(Conv2d):
     Arguments, attributes and weights are those of :class:`torch.nn.Conv2d`.
     """
 
-    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = _padded(self, input)
         return functional.conv2d_relu(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -79,7 +82,8 @@ class ConvReLUMaxPool2d(Conv2d):
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
 
-    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = _padded(self, input)
         return functional.conv2d_relu_max_pool2d(
             input,
             weight,

@@ -1,6 +1,6 @@
 """Own kernel or torch's own op, and why: the single table.
 
-:func:`own` decides on type, device, dtype, layout and torch's current mode, never on sizes or values: compiled
+:func:`why_not` decides on type, device, dtype, layout and torch's current mode, never on sizes or values: compiled
 graphs must not branch on those, and choosing an algorithm by shape is the C++ planner's job. Each call that goes to
 torch's own op is counted (:func:`fallbacks`), logged once per (op, reason) on the logger ``cnnfast``, and refused
 with ``CNNFAST_STRICT=1`` in the environment. While torch.compile or torch.export traces, nothing is logged or counted.
@@ -61,17 +61,12 @@ LARGE_WINDOW = Reason("a window of more than 254 elements has no one-byte code: 
 _counts: Counter[tuple[str, str]] = Counter()
 
 
-def own(op: str, *tensors: Tensor | None) -> bool:
-    """Whether ``op`` on ``tensors`` (None for an absent one) runs on its own kernel; if not, that is recorded."""
-    reason = _why_not(op, tensors)
-    if reason is None:
-        return True
-    to_torch(op, reason)
-    return False
+def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
+    """Why ``op`` on ``tensors`` (None for an absent bias) cannot run on its own kernel; None where it can.
 
-
-def _why_not(op: str, tensors: tuple[Tensor | None, ...]) -> Reason | None:
-    compiling = torch.compiler.is_compiling()
+    ``compiling`` is ``torch.compiler.is_compiling()``, which the caller has asked for already: this is part of every
+    call, and small ones feel each function it goes through.
+    """
     for position, tensor in enumerate(tensors):
         if tensor is None:
             if position == 2:  # bias

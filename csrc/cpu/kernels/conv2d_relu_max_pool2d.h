@@ -4,6 +4,7 @@
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_width.h"
 #include "cpu/kernels/pool_sparse_backward.h"
+#include "cpu/kernels/prefetch.h"
 #include "cpu/kernels/winograd_pool.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -65,6 +66,9 @@ static void direct_pack_weight(const Conv2dShape& conv, const DirectPlan& plan, 
 
 static void direct_forward(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
   const bool with_code = job.code.data != nullptr;
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
+  prefetch_for_writing(job.output, n, job.conv.K, top, rows, job.pool.Q);
+  if (with_code) prefetch_for_writing(job.code, n, job.conv.K, top, rows, job.pool.Q);
   switch (job.plan.body) {
     case DirectBody::channels:
       return (with_code ? direct_channels<true> : direct_channels<false>)(job, n, band_index, workspace);

@@ -10,6 +10,7 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/patches.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -244,6 +245,7 @@ class SparseSlice {
       channels_by_winner(q + begin * windows_, min(conv.K - begin, kMaskChannels), windows_, codes_, scratch_.by_window,
                          scratch_.masks + begin / kMaskChannels * block_masks);
 
+    prefetch_for_writing(job_.grad_input, n, conv.C, 0, conv.H, conv.W);
     const GradRows under(conv, pool);
     const int64_t kept = under.rows - under.step, moved = under.step * image_.pitch;
     const auto clear = [&](int64_t row) {
