@@ -12,24 +12,45 @@
 
 namespace cnnfast {
 
-// Calls task(i) once for each i in [0, tasks), on the threads of the team. Which thread runs which task is open (a
-// slow core takes fewer), so a task must write only what is its own.
+// The tasks that one worker begins with.
+struct alignas(64) TaskQueue {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+// Calls task(i) once for each i in [0, tasks), on the threads of the team. Each begins with its own share, a range of
+// consecutive tasks: what one op wrote for these images is in that core's cache when the next op reads it. Done with
+// it, a thread helps the others (a slow core takes fewer); so which thread runs which task is open, and a task must
+// write only what is its own.
 template <class Task>
 void parallel_tasks(int64_t tasks, const Task& task) {
   if (tasks <= 1) {
     if (tasks == 1) task(int64_t{0});
     return;
   }
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
+#ifdef CNNFAST_TORCH_FREE
+  const int64_t threads = omp_get_max_threads();
+#else
+  const int64_t threads = torch::stable::get_num_threads();
+#endif
+  constexpr int64_t kMaxQueues = 64;
+  const int64_t workers = threads < tasks ? threads : tasks, queues = workers < kMaxQueues ? workers : kMaxQueues;
+  TaskQueue queue[kMaxQueues];
+  for (int64_t q = 0; q < queues; ++q) {
+    queue[q].next = tasks * q / queues;
+    queue[q].end = tasks * (q + 1) / queues;
+  }
+  const auto work = [&](int64_t worker) {
+    for (int64_t q = 0; q < queues; ++q) {
+      TaskQueue& from = queue[(worker + q) % queues];
+      for (int64_t i; (i = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end;) task(i);
+    }
   };
 #ifdef CNNFAST_TORCH_FREE
 #pragma omp parallel
-  work(0, 1);
+  work(omp_get_thread_num());
 #else
-  const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, threads < tasks ? threads : tasks, 1, work);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { work(worker); });
 #endif
 }
 
