@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment, lecture, ops, plot, report
+from . import environment, lecture, ops, plot, report, small
 from .case import Case, measure
 from .results import Result, Row, load, save
 from .rivals import RIVALS
@@ -21,14 +21,18 @@ from .timing import Budget
 
 ROOT = Path(__file__).parent.parent
 # A device's suites; a device without any is refused.
-SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": {"lecture": lecture.cases, "ops": ops.cases}}
-BUDGETS = {"lecture": Budget(seconds=2.0), "ops": Budget(seconds=0.5)}
-QUICK_BUDGETS = {"lecture": Budget(seconds=1.0), "ops": Budget(seconds=0.3, fewest=5)}
+SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases}}
+BUDGETS = {"lecture": Budget(seconds=2.0), "small": Budget(seconds=0.7), "ops": Budget(seconds=0.5)}
+QUICK_BUDGETS = {
+    "lecture": Budget(seconds=1.0),
+    "small": Budget(seconds=0.3, fewest=5),
+    "ops": Budget(seconds=0.3, fewest=5),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", choices=["lecture", "ops", "all"], default="lecture")
+    parser.add_argument("--suite", choices=["lecture", "small", "ops", "all"], default="lecture")
     parser.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: under 2 minutes")
     parser.add_argument("--threads", type=int, help="torch's and the rivals' threads; 2 by default, or all if fewer")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -46,6 +46,8 @@ class Op(Function):
 
     #: The name in torch.ops.cnnfast and cnnfast.functional.
     name: ClassVar[str]
+    #: How many tensors it takes, an absent bias included.
+    tensors: ClassVar[int] = 1
     #: Whether autocast runs it in the lower precision, as it does torch's own.
     lower_precision: ClassVar[bool] = False
     #: (tensors..., options) -> the public op's results.
@@ -111,6 +113,7 @@ class Conv2d(Op):
     """Keeps input and weight."""
 
     name = "conv2d"
+    tensors = 3
     lower_precision = True
 
     @staticmethod
@@ -132,6 +135,7 @@ class Conv2dReLU(Op):
     """Keeps input, weight and output."""
 
     name = "conv2d_relu"
+    tensors = 3
     lower_precision = True
 
     @staticmethod
@@ -153,6 +157,7 @@ class Conv2dReLUMaxPool2d(Op):
     """Keeps input, weight and one byte per pooled element; the second result, ``code``."""
 
     name = "conv2d_relu_max_pool2d"
+    tensors = 3
     lower_precision = True
     private = True
 
@@ -188,6 +193,7 @@ class ConvTranspose2d(Op):
     """Keeps input and weight."""
 
     name = "conv_transpose2d"
+    tensors = 3
     lower_precision = True
     compute = staticmethod(op("conv_transpose2d_forward"))
     save = Conv2d.save

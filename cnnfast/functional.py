@@ -72,7 +72,7 @@ def conv2d(
     if (reason := why_not(name, compiling, input, weight, bias)) is not None:
         to_torch(name, reason)
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
+    R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(compiling, name, R, S, stride, padding, dilation, groups)
     return _run(name, compiling, (input, weight, bias), options)
 
@@ -98,7 +98,7 @@ def conv2d_relu(
     if (reason := why_not(name, compiling, input, weight, bias)) is not None:
         to_torch(name, reason)
         return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
-    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
+    R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(compiling, name, R, S, stride, padding, dilation, groups)
     return _run(name, compiling, (input, weight, bias), options)
 
@@ -145,7 +145,7 @@ def conv2d_relu_max_pool2d(
         to_torch(name, reason)
         output = F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
         return F.max_pool2d(output, pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    R, S = kernel_of(weight) if type(padding) is str else (1, 1)
+    R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     conv = (stride, padding, dilation, groups)
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
     options = fused_options(compiling, name, R, S, *conv, *pool)

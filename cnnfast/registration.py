@@ -186,7 +186,7 @@ def _register_autocast(op: type[Op]) -> None:
 
 
 def _register_autograd(op: type[Op]) -> None:
-    tensors = 3 if op.lower_precision else 1
+    tensors = op.tensors
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)  # a second result has no gradient, not even one of zeros

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import benchmarks.__main__ as command
-from benchmarks import environment, lecture, ops, plot, report
+from benchmarks import environment, lecture, ops, plot, report, small
 from benchmarks.case import OURS, Case, NotInstalled, Skipped, discrepancy, measure
 from benchmarks.memory import bytes_kept
 from benchmarks.results import Entry, Result, Row, load, save
@@ -277,11 +277,20 @@ def test_lecture_network_agrees_with_its_reference(mode: str):
     assert discrepancy(runner(work.ours, work).outputs(), reference(work))[1] == ""
 
 
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("block", small.BLOCKS, ids=lambda block: block.label)
+def test_small_blocks_agree_with_their_reference(block: small.Block, mode: str):
+    work = small.work_of(block, 2, mode)
+    assert discrepancy(runner(work.ours, work).outputs(), reference(work))[1] == ""
+    gradients = 3 if mode == BACKWARD and not block.first else 2 if mode == BACKWARD else 0
+    assert len(reference(work)) == 1 + gradients
+
+
 @pytest.mark.parametrize("layer", ops.LAYERS, ids=lambda layer: f"{layer.op}: {layer.label}")
 def test_layers_agree_with_torch_on_small_images(layer: ops.Layer):
     n, c, h, w = layer.input
-    small = dataclasses.replace(layer, input=(1, c, min(h, 14), min(w, 14)))
-    work = ops.work_of(small, FORWARD)
+    smaller = dataclasses.replace(layer, input=(1, c, min(h, 14), min(w, 14)))
+    work = ops.work_of(smaller, FORWARD)
     assert discrepancy(runner(work.ours, work).outputs(), reference(work))[1] == ""
 
 

@@ -181,6 +181,28 @@ def test_backward_twice_needs_retain_graph(device: torch.device) -> None:
         output.backward()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"pool_stride": 10**7},
+        {"pool_kernel_size": 3, "pool_padding": 1, "pool_stride": 10**7},
+        {"stride": 10**7, "padding": 1, "pool_kernel_size": 1},
+        {"stride": 10**7, "padding": 1, "pool_kernel_size": 3, "pool_padding": 1},
+    ],
+    ids=str,
+)
+def test_a_step_beyond_the_map(arguments: dict[str, int]) -> None:
+    """With one window, or one pixel, any step is the same, and takes no more memory."""
+    tensors = _integers((2, 3, 4, 5), (8, 3, 3, 3), (8,))
+    leaves, others = leaves_of(tensors), leaves_of(tensors)
+    # oneDNN counts such a step out.
+    shorter = {name: min(value, 20) for name, value in arguments.items()}
+    output, expected = ours(OP, *leaves, **arguments), theirs(OP, *others, **shorter)
+    assert torch.equal(output, expected)
+    actual = torch.autograd.grad(output.sum(), leaves)
+    assert all(map(torch.equal, actual, torch.autograd.grad(expected.sum(), others)))
+
+
 def _backward_of_code(code: Tensor, pool_padding: int = 0) -> None:
     """The raw backward of a 3x3 pooling with stride 2 over a 4x4 map, from a code of the caller's."""
     grad_output, input, weight = torch.ones(1, 2, 2, 2), torch.ones(1, 3, 4, 4), torch.ones(2, 3, 3, 3)

@@ -83,9 +83,12 @@ def test_avg_pool2d(pool: dict[str, int], dtype: torch.dtype, isa: str) -> None:
     assert torch.equal(output.isinf(), expected.isinf())
 
 
+FUSED = [("conv2d_relu_max_pool2d", {f"pool_{name}": size for name, size in pool.items()}) for pool in POOLS]
+
+
 @pytest.mark.parametrize("value", SPECIAL)
-@pytest.mark.parametrize("op", ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "conv_transpose2d"])
-def test_one_special_input_element(op: str, value: float, isa: str) -> None:
+@pytest.mark.parametrize("op,pool", [("conv2d", {}), ("conv2d_relu", {}), ("conv_transpose2d", {}), *FUSED], ids=str)
+def test_one_special_input_element(op: str, pool: dict[str, int], value: float, isa: str) -> None:
     """No weight is 0: whether 0 * inf is added at all is the algorithm's choice in torch, too."""
     for dtype in DTYPES:
         input, weight, bias = make_tensors(CONV, dtype, seed=2, integers=True)
@@ -93,7 +96,7 @@ def test_one_special_input_element(op: str, value: float, isa: str) -> None:
         if op == "conv_transpose2d":
             weight, bias = weight[:5].repeat(1, 2, 1, 1)[:, :9].contiguous(), bias
         input[1, 3, 4, 5] = value
-        arguments = {"padding": 1}
+        arguments = {"padding": 1, **pool}
         expected, expected_gradients = _torch_backward(op, [input, weight, bias], arguments)
         output, gradients = forward_backward(op, [input, weight, bias], arguments, torch.ones_like(expected).to(dtype))
         assert_same(output.double(), expected, "output")
@@ -106,14 +109,15 @@ def test_one_special_input_element(op: str, value: float, isa: str) -> None:
             assert_same(actual, gradient, f"gradient {i} in {dtype}")
 
 
-@pytest.mark.parametrize("op", ["conv2d_relu", "conv2d_relu_max_pool2d"])
-def test_special_bias(op: str, isa: str) -> None:
+@pytest.mark.parametrize("op,pool", [("conv2d_relu", {}), *FUSED], ids=str)
+def test_special_bias(op: str, pool: dict[str, int], isa: str) -> None:
     """A whole channel of NaN (which wins, and passes a gradient), of inf, and of -inf (which ReLU clips)."""
     input, weight, bias = make_tensors(CONV, torch.float32, seed=2, integers=True)
     bias[:3] = torch.tensor(SPECIAL)
-    expected, expected_gradients = _torch_backward(op, [input, weight, bias], {"padding": 1})
+    arguments = {"padding": 1, **pool}
+    expected, expected_gradients = _torch_backward(op, [input, weight, bias], arguments)
     output, gradients = forward_backward(
-        op, [input, weight, bias], {"padding": 1}, torch.ones_like(expected, dtype=torch.float32)
+        op, [input, weight, bias], arguments, torch.ones_like(expected, dtype=torch.float32)
     )
     assert_same(output.double(), expected, "output")
     for i, (actual, gradient) in enumerate(zip(gradients, expected_gradients)):
@@ -136,3 +140,11 @@ def test_window_without_elements(channels_last: bool, isa: str) -> None:
     assert torch.equal(output, torch.full((2, 9, 1, 1), -INF))
     for gradient in gradients:
         assert not gradient.any()
+
+    # A last row of windows without elements, beside others that have some.
+    input, weight = torch.ones(2, 3, 8, 9), torch.ones(9, 3, 1, 1)
+    fused = {"pool_kernel_size": (2, 1), "pool_padding": (1, 0), "pool_dilation": (9, 1), "pool_stride": 1}
+    dense = F.relu(F.conv2d(input, weight))
+    assert torch.equal(
+        ours("conv2d_relu_max_pool2d", input, weight, **fused), F.max_pool2d(dense, (2, 1), 1, (1, 0), (9, 1))
+    )

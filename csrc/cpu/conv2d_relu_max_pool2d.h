@@ -1,4 +1,4 @@
-// Contract of the fused convolution + bias + ReLU + 2x2 max-pool: bodies in kernels/direct_*.h and
+// Contract of the fused convolution + bias + ReLU + max-pool: bodies in kernels/direct_*.h and
 // kernels/pool_sparse_backward.h, launcher in conv2d_relu_max_pool2d.cpp.
 #pragma once
 
@@ -11,8 +11,9 @@ namespace cnnfast {
 // How the direct forward vectorises.
 //   channels: registers run over output channels K; pays where K fills them.
 //   width:    registers run over pooled columns; pays for few channels on wide maps.
+//   map:      registers run over output channels, for windows other than 2x2 with stride 2.
 // And, for inference only, winograd: F(2x2, 3x3), registers over output channels.
-enum class DirectBody { channels, width, winograd };
+enum class DirectBody { channels, width, map, winograd };
 
 // What one task of the direct forward is: a band of pooled rows of one image, small enough that its input stays in
 // the cache. Depends on the shape and the register width alone.

@@ -33,7 +33,7 @@ void parallel_tasks(int64_t tasks, const Task& task) {
 #else
   const int64_t threads = torch::stable::get_num_threads();
 #endif
-  constexpr int64_t kMaxQueues = 64;
+  constexpr int64_t kMaxQueues = 64;  // on the stack; with more threads, several share one
   const int64_t workers = threads < tasks ? threads : tasks, queues = workers < kMaxQueues ? workers : kMaxQueues;
   TaskQueue queue[kMaxQueues];
   for (int64_t q = 0; q < queues; ++q) {

@@ -38,12 +38,18 @@ constexpr Geometry kDirect[] = {
     {1, 3, 90, 70, 4, 3, 3, 1, 1, 1, 1, 1, 2, 2, 0, false},  // more than one band
     {0, 1, 8, 8, 4, 3, 3, 1, 1, 1, 1, 1, 2, 2, 0, false},    // no images
 };
-// Other windows, for the backward alone.
+// Windows that overlap, reach into a padding or hang over the edge.
 constexpr Geometry kOverlapping[] = {
-    {2, 3, 9, 8, 5, 3, 3, 1, 1, 1, 1, 1, 3, 2, 1, false},
-    {1, 2, 7, 10, 17, 3, 2, 1, 0, 1, 2, 0, 2, 1, 0, false},
-    {2, 5, 8, 9, 4, 2, 3, 1, 1, 0, 1, 1, 2, 3, 0, true},
-    {1, 4, 10, 9, 6, 3, 3, 2, 1, 1, 1, 1, 2, 2, 0, true},
+    {2, 3, 9, 8, 9, 3, 3, 1, 1, 1, 1, 1, 3, 2, 1, false},    // columns and channels that fill no register
+    {1, 2, 7, 10, 17, 3, 2, 1, 0, 1, 2, 0, 2, 1, 0, false},  // padding on one side
+    {1, 4, 10, 9, 8, 3, 3, 2, 1, 1, 1, 1, 2, 2, 0, true},    // a strided convolution, a window over the edge
+    {2, 16, 15, 15, 32, 3, 3, 1, 1, 1, 1, 1, 3, 2, 0, false},
+    {1, 3, 90, 70, 40, 5, 5, 1, 2, 2, 2, 2, 3, 2, 1, false},  // more than one band
+    {0, 1, 8, 8, 8, 3, 3, 1, 1, 1, 1, 1, 3, 2, 1, false},     // no images
+};
+// Windows between which rows of the map are left out.
+constexpr Geometry kApart[] = {
+    {2, 5, 8, 9, 8, 2, 3, 1, 1, 0, 1, 1, 2, 3, 0, true},
 };
 
 // The operands of one call, and what plain loops make of them.
@@ -190,23 +196,30 @@ TEST(direct_forward_and_pool_sparse_backward) {
   }
 }
 
-TEST(pool_sparse_backward_of_other_windows) {
+TEST(other_windows) {
   for (size_t i = 0; i < std::size(kOverlapping); ++i) {
     for (const Layout layout : kLayouts) {
       const Example example(kOverlapping[i], layout);
       for (const CpuKernels* kernels : runnable_kernels()) {
         WHERE(kernels->isa, " geometry ", i, " layout ", static_cast<int>(layout));
+        check_forward(kernels->conv2d_relu_max_pool2d, example, layout, true);
+        check_forward(kernels->conv2d_relu_max_pool2d, example, layout, false);
         check_backward(kernels->conv2d_relu_max_pool2d, example, layout);
       }
     }
   }
 }
 
-TEST(other_windows_are_left_to_the_general_forward) {
+TEST(windows_apart_are_left_to_the_general_forward) {
   DirectPlan plan;
-  for (const CpuKernels* kernels : runnable_kernels()) {
-    WHERE(kernels->isa);
-    for (const Geometry& geometry : kOverlapping)
-      CHECK(!kernels->conv2d_relu_max_pool2d.plan(geometry.conv(), geometry.pooled(), true, &plan));
+  for (const Geometry& geometry : kApart) {
+    for (const Layout layout : kLayouts) {
+      const Example example(geometry, layout);
+      for (const CpuKernels* kernels : runnable_kernels()) {
+        WHERE(kernels->isa, " layout ", static_cast<int>(layout));
+        CHECK(!kernels->conv2d_relu_max_pool2d.plan(example.conv, example.pool, true, &plan));
+        check_backward(kernels->conv2d_relu_max_pool2d, example, layout);
+      }
+    }
   }
 }

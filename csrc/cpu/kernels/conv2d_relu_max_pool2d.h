@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/direct_channels.h"
+#include "cpu/kernels/direct_map.h"
 #include "cpu/kernels/direct_width.h"
 #include "cpu/kernels/pool_sparse_backward.h"
 #include "cpu/kernels/prefetch.h"
@@ -13,37 +14,53 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int64_t kBandBytes = 64 << 10;
 
 static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool with_code, DirectPlan* plan) {
-  const bool window = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
-                      pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1;
-  // ceil_mode may add a window that hangs over the edge; such a map goes the general way.
-  if (!window || conv.G != 1 || conv.C == 0 || 2 * pool.P > conv.P || 2 * pool.Q > conv.Q) return false;
-  if (conv.C * conv.R * conv.S > 64 * 9) return false;  // more channels: implicit GEMM is ahead
-
+  if (conv.G != 1 || conv.C == 0 || conv.C * conv.R * conv.S > 64 * 9) return false;  // beyond, implicit GEMM is ahead
   const int64_t lanes = kLanes<float>;
+  // ceil_mode may add a window that hangs over the edge.
+  const bool two_by_two = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
+                          pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1 && 2 * pool.P <= conv.P &&
+                          2 * pool.Q <= conv.Q;
   const bool unit_step = conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 && conv.dilation_w == 1;
   // The share of lanes each body would waste decides; at a tie the channels body, which needs fewer loads.
   const bool width = unit_step && round_up(pool.Q, lanes) * conv.K < round_up(conv.K, lanes) * pool.Q;
   // Winograd's transforms are shared by the channels on the other side: they pay from a register of those on.
   const bool winograd = !with_code && unit_step && conv.R == 3 && conv.S == 3 && conv.C >= 8 && conv.K >= 8;
-  plan->body = winograd ? DirectBody::winograd : width ? DirectBody::width : DirectBody::channels;
+  plan->body = !two_by_two ? DirectBody::map
+               : winograd  ? DirectBody::winograd
+               : width     ? DirectBody::width
+                           : DirectBody::channels;
+  // Not where most of the map's registers would be empty, or rows that no window reads be computed.
+  if (plan->body == DirectBody::map && (2 * conv.K < round_up(conv.K, lanes) || 2 * conv.Q < kMostMapPixels ||
+                                        pool.stride_h > (pool.R - 1) * pool.dilation_h + 1))
+    return false;
 
   const auto input_floats = [&](int64_t band) {
-    if (width || winograd) return WidthInput(conv, pool, band).size(conv);
-    return conv.C * pooled_input(conv, pool, band).plane();
+    switch (plan->body) {
+      case DirectBody::channels:
+        return conv.C * pooled_input(conv, pool, band).plane();
+      case DirectBody::map:
+        return MapBand::input_floats(conv, pool, band) + MapBand::map_floats(conv, pool, band) / 4;
+      default:
+        return WidthInput(conv, pool, band).size(conv);
+    }
   };
   int64_t band = pool.P;
   while (band > 1 && input_floats(band) * 4 > kBandBytes) band = (band + 1) / 2;
   plan->band = band;
   plan->bands = ceil_div(pool.P, band);
   const int64_t channels = plan->body == DirectBody::width ? conv.K : round_up(conv.K, lanes);
-  plan->packed_weight = channels * (1 + conv.C * (winograd ? kTransformed : conv.R * conv.S));
-  const int64_t input_bytes = round_up(input_floats(band), 16) * 4;
+  plan->packed_weight = channels * (1 + conv.C * (plan->body == DirectBody::winograd ? kTransformed : conv.R * conv.S));
+  const int64_t pooled_bytes = round_up(band * pool.Q * channels, 16) * 5;  // values and codes
   switch (plan->body) {
     case DirectBody::channels:
-      plan->workspace_bytes = input_bytes + round_up(band * pool.Q * channels, 16) * 5;
+      plan->workspace_bytes = round_up(input_floats(band), 16) * 4 + pooled_bytes;
       break;
     case DirectBody::width:
-      plan->workspace_bytes = input_bytes + WidthOutput::staged_bytes(pool, band);
+      plan->workspace_bytes = round_up(input_floats(band), 16) * 4 + WidthOutput::staged_bytes(pool, band);
+      break;
+    case DirectBody::map:
+      plan->workspace_bytes = round_up(MapBand::input_floats(conv, pool, band), 16) * 4 +
+                              round_up(MapBand::map_floats(conv, pool, band), 16) * 4 + pooled_bytes;
       break;
     case DirectBody::winograd:
       plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4;
@@ -56,6 +73,7 @@ static void direct_pack_weight(const Conv2dShape& conv, const DirectPlan& plan, 
                                const float* bias, float* packed) {
   switch (plan.body) {
     case DirectBody::channels:
+    case DirectBody::map:
       return pack_channels(conv, weight, bias, packed);
     case DirectBody::width:
       return pack_width(conv, weight, bias, packed);
@@ -74,6 +92,8 @@ static void direct_forward(const DirectForward& job, int64_t n, int64_t band_ind
       return (with_code ? direct_channels<true> : direct_channels<false>)(job, n, band_index, workspace);
     case DirectBody::width:
       return (with_code ? direct_width<true> : direct_width<false>)(job, n, band_index, workspace);
+    case DirectBody::map:
+      return (with_code ? direct_map<true> : direct_map<false>)(job, n, band_index, workspace);
     case DirectBody::winograd:
       return winograd_pool(job, n, band_index, workspace);
   }

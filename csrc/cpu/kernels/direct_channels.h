@@ -29,15 +29,16 @@ static PaddedPlanes pooled_input(const Conv2dShape& conv, const Pool2dShape& poo
           (2 * pool.Q - 1) * conv.stride_w + (conv.S - 1) * conv.dilation_w + 1};
 }
 
-// One pool window of kVectors registers of channels. `x` is the window's corner in channel 0. With kSize == 3 the
-// kernel is 3x3 with stride and dilation 1, and its taps are unrolled; with 0 it is whatever `conv` says.
-template <int kVectors, int kSize, bool kWithCode>
-CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x, int64_t pitch, int64_t plane,
-                                         const float* weight, float* value, uint8_t* code) {
+// The sums of kPixels output pixels of kVectors registers of channels: four in a square, or some in a row. `x` is the
+// corner of the first one's patch in channel 0. With kSize == 3 the kernel is 3x3 with stride and dilation 1, and its
+// taps are unrolled; with 0 it is whatever `conv` says.
+template <int kVectors, int kPixels, bool kSquare, int kSize>
+CNNFAST_INLINE void direct_channels_sums(const Conv2dShape& conv, const float* x, int64_t pitch, int64_t plane,
+                                         const float* weight, Vec<float> (&sum)[kVectors][kPixels]) {
+  static_assert(!kSquare || kPixels == 4);
   constexpr int kLane = kLanes<float>;
-  Vec<float> sum[kVectors][4];
-#pragma GCC unroll 4
-  for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 8
+  for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) sum[v][p] = load_vec(weight + v * kLane);  // bias comes first
   weight += kVectors * kLane;
@@ -59,11 +60,10 @@ CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x
           pin(w[v]);
         }
         weight += kVectors * kLane;
-        const float* at[4] = {upper + s * tap_w, upper + s * tap_w + step_w, lower + s * tap_w,
-                              lower + s * tap_w + step_w};
-#pragma GCC unroll 4
-        for (int p = 0; p < 4; ++p) {
-          const Vec<float> xp = broadcast(*at[p]);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) {
+          const float* row = kSquare && p >= 2 ? lower : upper;
+          const Vec<float> xp = broadcast(row[s * tap_w + (kSquare ? p % 2 : p) * step_w]);
 #pragma GCC unroll 3
           for (int v = 0; v < kVectors; ++v) sum[v][p] += w[v] * xp;
         }
@@ -71,13 +71,36 @@ CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x
       }
     }
   }
-  Vec<float> pooled[kVectors];
+}
+
+// One pool window.
+template <int kVectors, int kSize, bool kWithCode>
+CNNFAST_INLINE void direct_channels_tile(const Conv2dShape& conv, const float* x, int64_t pitch, int64_t plane,
+                                         const float* weight, float* value, uint8_t* code) {
+  constexpr int kLane = kLanes<float>;
+  Vec<float> sum[kVectors][4], pooled[kVectors];
   Vec<int32_t> winner[kVectors];
+  direct_channels_sums<kVectors, 4, true, kSize>(conv, x, pitch, plane, weight, sum);
   pool_windows<kVectors, kWithCode>(sum, pooled, winner);
 #pragma GCC unroll 3
   for (int v = 0; v < kVectors; ++v) {
     store_vec(value + v * kLane, pooled[v]);
     if constexpr (kWithCode) store_low_bytes(code + v * kLane, winner[v]);
+  }
+}
+
+// Calls visit(registers, side of the unrolled kernel or 0, first channel, packed weight) for each block of channels.
+template <class Visit>
+CNNFAST_INLINE void for_each_channel_block(const Conv2dShape& conv, const float* weight, const Visit& visit) {
+  const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize && conv.stride_h == 1 && conv.stride_w == 1 &&
+                    conv.dilation_h == 1 && conv.dilation_w == 1;
+  const int64_t vectors = ceil_div(conv.K, kLanes<float>);
+  for (int64_t vector = 0; vector < vectors;) {
+    const int block = next_channel_block(vectors - vector);
+    with_tile<kMaxChannelVectors>(block, unit,
+                                  [&](auto count, auto size) { visit(count, size, vector * kLanes<float>, weight); });
+    weight += block * kLanes<float> * (1 + conv.C * conv.R * conv.S);
+    vector += block;
   }
 }
 
@@ -127,19 +150,10 @@ void direct_channels(const DirectForward& job, int64_t n, int64_t band_index, ch
   uint8_t* code = reinterpret_cast<uint8_t*>(value + round_up(job.plan.band * job.pool.Q * channels, 16));
 
   copy_padded(conv, job.input, n, 2 * top * conv.stride_h, padded, x);
-  const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize && conv.stride_h == 1 && conv.stride_w == 1 &&
-                    conv.dilation_h == 1 && conv.dilation_w == 1;
-  const float* weight = job.packed_weight;
-  for (int64_t vector = 0; vector * kLanes<float> < channels;) {
-    const int block = next_channel_block(channels / kLanes<float> - vector);
-    float* v = value + vector * kLanes<float>;
-    uint8_t* q = code + vector * kLanes<float>;
-    with_tile<kMaxChannelVectors>(block, unit, [&](auto vectors, auto size) {
-      direct_channels_block<vectors.value, size.value, kWithCode>(job, padded, x, rows, weight, v, q, channels);
-    });
-    weight += block * kLanes<float> * (1 + conv.C * conv.R * conv.S);
-    vector += block;
-  }
+  for_each_channel_block(conv, job.packed_weight, [&](auto vectors, auto size, int64_t k, const float* weight) {
+    direct_channels_block<vectors.value, size.value, kWithCode>(job, padded, x, rows, weight, value + k, code + k,
+                                                                channels);
+  });
   scatter_channels(value, channels, job.output, n, top, rows, job.pool);
   if constexpr (kWithCode) scatter_channels(code, channels, job.code, n, top, rows, job.pool);
 }

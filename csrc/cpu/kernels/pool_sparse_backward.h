@@ -17,21 +17,31 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int64_t kMaxPoolWindow = 16;  // codes that have a mask of their own
 constexpr int64_t kMaskChannels = 64;   // the bits of a mask
 
-static bool sparse_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
-  const int64_t kMaxOffset = int64_t{1} << 30;  // offsets into the image are 32-bit
-  return conv.G == 1 && conv.dilation_h == 1 && conv.dilation_w == 1 && pool.R * pool.S <= kMaxPoolWindow &&
-         PatchImage(conv).size() < kMaxOffset;
-}
-
-// The rows of the padded image's gradient that one row of windows adds to, and how many of them the next leaves alone.
+// The rows of the padded image's gradient that one row of windows adds to. The next row of windows begins `step` rows
+// further down; rows between the two, if there are any, are zero.
 struct GradRows {
-  int64_t step, rows, first;  // first: of the first row of windows
+  int64_t step, rows;
+  int64_t first;  // where the first row of windows begins: above the image, with a pool padding
 
   GradRows(const Conv2dShape& conv, const Pool2dShape& pool)
       : step(pool.stride_h * conv.stride_h),
         rows(max(step, (pool.R - 1) * pool.dilation_h * conv.stride_h + conv.R)),
         first(-pool.pad_h * conv.stride_h) {}
 };
+
+static bool sparse_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
+  if (conv.G != 1 || conv.dilation_h != 1 || conv.dilation_w != 1 || pool.R * pool.S > kMaxPoolWindow) return false;
+  // A step that leaves the map or the image, for there is but one window, may be any number.
+  if (pool.stride_h > conv.P || pool.stride_w > conv.Q || pool.dilation_h > conv.P || pool.dilation_w > conv.Q ||
+      conv.stride_h > conv.H + conv.pad_top + conv.pad_bottom ||
+      conv.stride_w > conv.W + conv.pad_left + conv.pad_right)
+    return false;
+  const PatchImage image(conv);
+  const GradRows under(conv, pool);
+  const int64_t kMaxOffset = int64_t{1} << 30;  // offsets into the image are 32-bit
+  return image.size() < kMaxOffset && under.rows * image.pitch < kMaxOffset &&
+         (pool.pad_w + (pool.S - 1) * pool.dilation_w) * conv.stride_w * conv.C < kMaxOffset;
+}
 
 // Scratch of one task.
 struct SparseScratch {
@@ -43,7 +53,7 @@ struct SparseScratch {
   float* live_g;
   int32_t* window;     // [P * Q] offset of a window's corner in the image
   int32_t* column;     // [Q] and in its rows
-  uint8_t* by_window;  // [P * Q][64] codes of one window's channels
+  uint8_t* by_window;  // [P * Q][32 or 64] codes of one window's channels
   uint64_t* masks;     // [blocks of 64 channels][P * Q][window codes] channels whose winner has that code
 
   static int64_t bytes(const Conv2dShape& conv, const Pool2dShape& pool) {
@@ -88,6 +98,16 @@ const T* gather_pooled(View<const T> view, int64_t n, const Pool2dShape& pool, T
   return scratch;
 }
 
+// Sum of `count` floats, which are followed by a register of scratch.
+static float sum_floats(float* values, int64_t count) {
+  store_vec(values + count, Vec<float>{});
+  Vec<float> sum{};
+  for (int64_t i = 0; i < count; i += kLanes<float>) sum += load_vec(values + i);
+  float total = 0;
+  for (int lane = 0; lane < kLanes<float>; ++lane) total += sum[lane];
+  return total;
+}
+
 #if defined(__AVX2__)
 // For each set of live lanes, the lanes to move to the front, one byte each.
 struct FrontLanes {
@@ -113,13 +133,18 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
   int64_t live = 0, i = 0;
   float total = 0;
 #if defined(__AVX2__)
-  if (codes <= 8) {  // code_offset fits a register, and looking a code up is a permutation of its lanes
-    const __m256i table = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code_offset));
+  if (codes <= kMaxPoolWindow) {  // looking a code up is a permutation of a register's lanes, or of two
+    static_assert(kMaxPoolWindow == 16);
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code_offset));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code_offset + 8));
     __m256 sums = _mm256_setzero_ps();
     for (; i + 8 <= windows; i += 8) {
       const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(code + i)));
-      const __m256i at = _mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window + i)),
-                                          _mm256_permutevar8x32_epi32(table, c));
+      __m256i from = _mm256_permutevar8x32_epi32(low, c);
+      if (codes > 8)
+        from =
+            _mm256_blendv_epi8(from, _mm256_permutevar8x32_epi32(high, c), _mm256_cmpgt_epi32(c, _mm256_set1_epi32(7)));
+      const __m256i at = _mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window + i)), from);
       const __m256i dead = _mm256_cmpeq_epi32(c, _mm256_set1_epi32(kClipped));
       const unsigned mask = ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(dead))) & 0xffu;
       const __m256i front = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kFrontLanes.lanes[mask])));
@@ -135,13 +160,13 @@ static int64_t gather_live(const uint8_t* code, const float* g, const int32_t* w
   }
 #endif
   (void)codes;
+  const int64_t first = live;
   for (; i < windows; ++i) {  // appends without a branch: a dead element is overwritten
     offset[live] = window[i] + code_offset[code[i]];
     live_g[live] = g[i];
-    if (code[i] != kClipped) total += g[i];
     live += code[i] != kClipped;
   }
-  *sum += total;
+  *sum += total + sum_floats(live_g + first, live - first);
   return live;
 }
 
@@ -233,9 +258,9 @@ class SparseSlice {
     }
   }
 
-  // Writes grad_input of image n. Each row of windows adds to a few rows of the padded image, which with the weights
-  // stay in the first-level cache; a row that no further window reaches is written out.
-  void add_input(int64_t n) {
+  // Each row of windows adds to a few rows of the padded image, so that these, the weights of few channels and the
+  // codes fit the first-level cache together; a row that no further window reaches is written out.
+  void write_grad_input(int64_t n) {
     const Conv2dShape& conv = job_.conv;
     const Pool2dShape& pool = job_.pool;
     const float* g = grad_output(n);
@@ -295,7 +320,7 @@ static bool pool_sparse_backward(const PoolSparseBackward& job, int64_t begin, i
     if (!winners_inside(slice.code(n), job.conv, job.pool)) return false;
   if (job.want_grad_weight) slice.sum_weight(begin, end, grad_weight, grad_bias);
   if (job.grad_input.data != nullptr)
-    for (int64_t n = begin; n < end; ++n) slice.add_input(n);
+    for (int64_t n = begin; n < end; ++n) slice.write_grad_input(n);
   return true;
 }
 

@@ -1,5 +1,5 @@
-// Asking for memory before it is written. A store to a line that is not in the cache waits for it; the tensors of a
-// batch never are, and a task's results come in bursts at its end.
+// Asking for memory before it is written. A store to a line that is in no cache waits for it. A new tensor's lines are
+// seldom in one, and an image's results come in a burst at its end, when nothing is left to do meanwhile.
 #pragma once
 
 #include "cpu/kernels/vec.h"
@@ -9,7 +9,7 @@ namespace cnnfast::CNNFAST_ISA {
 // More than this would push out what the task works on.
 constexpr int64_t kMaxPrefetchBytes = 64 << 10;
 
-// Rows [top, top + rows) of image n in `view`, whose task begins.
+// Rows [top, top + rows) of image n in `view`, to be written a while later.
 template <class T>
 CNNFAST_INLINE void prefetch_for_writing(View<T> view, int64_t n, int64_t channels, int64_t top, int64_t rows,
                                          int64_t columns) {

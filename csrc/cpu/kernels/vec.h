@@ -170,7 +170,7 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
     for (int64_t i = 0; i + size <= bytes; i += size) __builtin_memcpy(out + i, in + i, sizeof chunk);
     __builtin_memcpy(out + bytes - size, in + bytes - size, sizeof chunk);
   };
-  if (bytes >= CNNFAST_VECTOR_BYTES && bytes <= 2 * CNNFAST_VECTOR_BYTES) {
+  if (bytes >= CNNFAST_VECTOR_BYTES && bytes <= 2 * CNNFAST_VECTOR_BYTES) {  // without the loop's overhead
     Vec<float> head, tail;
     __builtin_memcpy(&head, in, sizeof head);
     __builtin_memcpy(&tail, in + bytes - CNNFAST_VECTOR_BYTES, sizeof tail);
