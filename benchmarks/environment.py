@@ -25,7 +25,7 @@ from .suites import Options
 __all__ = ["Unavailable", "choose_device", "close", "collect", "cpu_model", "probe"]
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL_PACKAGES = ("onnxruntime", "onnxscript", "numpy")
+OPTIONAL_PACKAGES = ("onnxruntime", "openvino", "onnxscript", "numpy")
 
 
 class Unavailable(Exception):

@@ -60,8 +60,8 @@ def _without(options: Options, *rivals: str) -> Options:
 def cases(options: Options) -> Iterator[Case | Row]:
     """The suite; quick: batch 64 alone."""
     # Compiling and exporting every block as well would double the run; the whole stack shows what those rivals do.
-    blocks = _without(options, "compile", "onnxruntime")
-    training = _without(options, "onnxruntime")
+    blocks = _without(options, "compile", "onnxruntime", "openvino")
+    training = _without(options, "onnxruntime", "openvino")
     for batch in QUICK_BATCHES if options.quick else BATCHES:
         section = "Convolution layers"
         yield case_of(section, "cnn_layers", _cnn_layers(batch, FORWARD), options)

@@ -70,8 +70,8 @@ def summary(result: Result) -> list[str]:
         f"Measured FMA peak of {threads}: {_figure(peak['start'])} GFLOP/s before the run, {_figure(peak['end'])} "
         "after it; shares are of the larger.",
         "Rivals: their time and, in brackets, how many times cnnfast's it is (per-round ratios' median; for "
-        f"onnxruntime the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count dense work; "
-        "a dash was skipped.",
+        f"onnxruntime and OpenVINO the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count "
+        "dense work; a dash was skipped.",
     ]
     if about["quick"]:
         notes.append("Quick run: few cases and rounds, no torch.compile.")

@@ -83,6 +83,30 @@ def _onnxruntime(work: Work) -> Runner:
     )
 
 
+def _openvino(work: Work) -> Runner:
+    if work.mode != FORWARD:
+        raise Skipped("OpenVINO is for inference")
+    for package in ("openvino", "onnxscript"):
+        _require(package)
+    import openvino
+
+    core = openvino.Core()
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(core.read_model(_exported(work.plain, work.input), b""), "CPU", config)
+    request = compiled.create_infer_request()
+    feed = [work.input.numpy()]
+
+    def call() -> object:
+        # Neither the input nor the result is copied: the next call overwrites the latter.
+        return request.infer(feed, share_inputs=True, share_outputs=True)
+
+    return Runner(call, lambda: {"output": torch.from_numpy(call()[0].copy())})
+
+
 def _exported(model: nn.Module, x: torch.Tensor) -> bytes:
     """The model as ONNX bytes, for exactly this input's shape."""
     # The exporter's progress and its warnings about absent packages would drown the table.
@@ -117,6 +141,14 @@ RIVALS: Mapping[str, Rival] = {
         "torch.onnx.export (static shape), CPUExecutionProvider, default graph optimisations, as many intra-op threads "
         "as torch, numpy input; inference only, timed in blocks of calls with pauses around them",
         _onnxruntime,
+        own_threads=True,
+    ),
+    "openvino": Rival(
+        "OpenVINO",
+        "torch.onnx.export (static shape), CPU, PERFORMANCE_HINT=LATENCY, INFERENCE_PRECISION_HINT=f32, as many "
+        "threads as torch, numpy input, results not copied; inference only, timed in blocks of calls with pauses "
+        "around them",
+        _openvino,
         own_threads=True,
     ),
 }

@@ -231,13 +231,14 @@ def test_eager_rivals_are_right_in_every_mode(mode: str):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
-def test_onnxruntime_is_right_and_declines_gradients():
+@pytest.mark.parametrize("key", [key for key in ("onnxruntime", "openvino") if importlib.util.find_spec(key)])
+def test_inference_engines_are_right_and_decline_gradients(key: str):
+    title = RIVALS[key].title
     work = small_work(FORWARD)
-    rival = contestants(work, ["onnxruntime"])["onnxruntime"]()
+    rival = contestants(work, [key])[title]()
     assert rival.own_threads and discrepancy(rival.outputs(), reference(work))[1] == ""
     with pytest.raises(Skipped, match="inference"):
-        contestants(small_work(STEP), ["onnxruntime"])["onnxruntime"]()
+        contestants(small_work(STEP), [key])[title]()
 
 
 def test_compile_declines_other_batches_and_says_so(monkeypatch: pytest.MonkeyPatch):
