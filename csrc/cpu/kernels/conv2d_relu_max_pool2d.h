@@ -10,8 +10,10 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-// Input of a task, in bytes: what stays in the first-level cache beside the weights.
+// Input of a task, in bytes: what stays in the first cache levels beside the weights. And of a task that keeps its part
+// of the map as well, both.
 constexpr int64_t kBandBytes = 64 << 10;
+constexpr int64_t kMapBandBytes = 256 << 10;
 
 static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool with_code, DirectPlan* plan) {
   if (conv.G != 1 || conv.C == 0 || conv.C * conv.R * conv.S > 64 * 9) return false;  // beyond, implicit GEMM is ahead
@@ -39,13 +41,18 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
       case DirectBody::channels:
         return conv.C * pooled_input(conv, pool, band).plane();
       case DirectBody::map:
-        return MapBand::input_floats(conv, pool, band) + MapBand::map_floats(conv, pool, band) / 4;
+        return MapBand::input_floats(conv, pool, band) + MapBand::map_floats(conv, pool, band);
       default:
         return WidthInput(conv, pool, band).size(conv);
     }
   };
+  const int64_t budget = plan->body == DirectBody::map ? kMapBandBytes : kBandBytes;
   int64_t band = pool.P;
-  while (band > 1 && input_floats(band) * 4 > kBandBytes) band = (band + 1) / 2;
+  while (band > 1 && input_floats(band) * 4 > budget) band = (band + 1) / 2;
+  // Neighbouring bands both compute the rows of the map that their windows share: a quarter more at most.
+  if (plan->body == DirectBody::map && band < pool.P &&
+      4 * MapBand::most_rows(conv, pool, band) > 5 * band * pool.stride_h)
+    return false;
   plan->band = band;
   plan->bands = ceil_div(pool.P, band);
   const int64_t channels = plan->body == DirectBody::width ? conv.K : round_up(conv.K, lanes);

@@ -2,8 +2,9 @@
 // padding or over the edge.
 //
 // The un-pooled map under a band of pooled rows is computed into scratch that stays in the second-level cache,
-// [row][column][channels], each element once per band; the windows are then taken from there, by registers of channels.
-// The map's sums are those of direct_channels.h, for pixels in a row.
+// [row][column][channels]; the windows are then taken from there, by registers of channels. Rows that the windows of
+// two bands share are computed by both, so shapes with many of those go the general way. The map's sums are those of
+// direct_channels.h, for pixels in a row.
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
@@ -33,7 +34,10 @@ struct MapBand {
         padded{max<int64_t>(0, (rows - 1) * conv.stride_h + (conv.R - 1) * conv.dilation_h + 1),
                (columns - 1) * conv.stride_w + (conv.S - 1) * conv.dilation_w + 1} {}
 
-  // Floats of a band of that many pooled rows, wherever it lies.
+  // Of a band of that many pooled rows, wherever it lies: rows of the map, floats of the input and of the map.
+  static int64_t most_rows(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
+    return min(conv.P, (band - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h + 1);
+  }
   static int64_t input_floats(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
     return conv.C * largest(conv, pool, band).padded.plane();
   }
@@ -43,10 +47,9 @@ struct MapBand {
   }
 
  private:
-  // As if the map had no end and no beginning.
   static MapBand largest(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
     MapBand map(conv, pool, 0, band);
-    map.rows = min(conv.P, (band - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h + 1);
+    map.rows = most_rows(conv, pool, band);
     map.padded.rows = (map.rows - 1) * conv.stride_h + (conv.R - 1) * conv.dilation_h + 1;
     return map;
   }
