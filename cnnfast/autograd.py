@@ -24,6 +24,7 @@ from .library import op
 
 _conv2d_forward = op("conv2d_forward")
 _conv2d_backward = op("conv2d_backward")
+_conv2d_relu_backward = op("conv2d_relu_backward")
 _conv_transpose2d_backward = op("conv_transpose2d_backward")
 _conv2d_relu_max_pool2d_forward = op("conv2d_relu_max_pool2d_forward")
 _conv2d_relu_max_pool2d_backward = op("conv2d_relu_max_pool2d_backward")
@@ -150,7 +151,10 @@ class Conv2dReLU(Op):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
         input, weight, output = ctx.saved_tensors
-        return _conv2d_grads(ctx, _relu_grad(grad_output, output), input, weight)
+        if torch.is_grad_enabled():
+            return _conv2d_grads(ctx, _relu_grad(grad_output, output), input, weight)
+        mask = ctx.needs_input_grad[:3]
+        return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
 
 
 class Conv2dReLUMaxPool2d(Op):

@@ -148,6 +148,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     ),
     "conv2d_relu": _conv2d,
     "conv2d_backward": _conv_backward,
+    "conv2d_relu_backward": lambda grad_output, output, *args: _conv_backward(grad_output, *args),
     "conv_transpose2d": _conv_transpose2d,
     "conv_transpose2d_forward": lambda input, weight, bias, options: _conv_transpose2d(
         input, weight, bias, *public_options("conv_transpose2d", options)

@@ -17,6 +17,10 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "
       "-> (Tensor, Tensor, Tensor)");
+  // grad_output is that of ReLU's result `output`.
+  m.def(
+      "conv2d_relu_backward(Tensor grad_output, Tensor output, Tensor input, Tensor weight, int[] options, "
+      "bool[] output_mask) -> (Tensor, Tensor, Tensor)");
   m.def("conv_transpose2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options) -> Tensor");
   m.def(
       "conv_transpose2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "

@@ -147,3 +147,19 @@ def test_output_mask() -> None:
         assert [g is not None for g in gradients] == mask
     with pytest.raises(RuntimeError, match="conv2d_backward: output_mask must have 3 values, but got 2"):
         ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1], [True, True])
+
+
+def test_relu_backward_arguments() -> None:
+    input, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
+    grad_output = torch.ones(1, 3, 2, 2)
+    options, mask = [1, 1, 0, 0, 0, 0, 1, 1, 1], [True] * 3
+    for output, message in (
+        (torch.ones(1, 3, 2, 1), r"output must have the shape of grad_output, but got output.shape=\[1, 3, 2, 1\]"),
+        (grad_output.double(), r"output must have the dtype of input .*output.dtype=Double"),
+    ):
+        with pytest.raises(RuntimeError, match="conv2d_relu_backward: " + message):
+            ops.conv2d_relu_backward(grad_output, output, input, weight, options, mask)
+    with pytest.raises(RuntimeError, match="conv2d_relu_backward: grad_output must have"):
+        ops.conv2d_relu_backward(torch.ones(1, 3, 2, 1), torch.ones(1, 3, 2, 1), input, weight, options, mask)
+    with pytest.raises(RuntimeError, match="conv2d_relu_backward: options must have 9 values, but got options="):
+        ops.conv2d_relu_backward(grad_output, grad_output, input, weight, [1], mask)

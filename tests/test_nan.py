@@ -16,6 +16,8 @@ NAN, INF = math.nan, math.inf
 SPECIAL = [NAN, INF, -INF]
 POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 3, "stride": 1}]
 CONV = Case("", "conv2d", (2, 5, 9, 10), (9, 5, 3, 3), True, {"padding": 1})
+# Wide enough for the direct kernels, whose last register of a row holds columns beyond it.
+WIDE = Case("wide", "conv2d", (2, 5, 9, 13), (9, 5, 3, 3), True, {"padding": 1})
 
 
 def assert_same(actual: Tensor, expected: Tensor, what: str = "") -> None:
@@ -87,15 +89,18 @@ FUSED = [("conv2d_relu_max_pool2d", {f"pool_{name}": size for name, size in pool
 
 
 @pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("case,column", [(CONV, 5), (WIDE, 0), (WIDE, 8), (WIDE, 12)], ids=str)
 @pytest.mark.parametrize("op,pool", [("conv2d", {}), ("conv2d_relu", {}), ("conv_transpose2d", {}), *FUSED], ids=str)
-def test_one_special_input_element(op: str, pool: dict[str, int], value: float, isa: str) -> None:
+def test_one_special_input_element(
+    op: str, pool: dict[str, int], case: Case, column: int, value: float, isa: str
+) -> None:
     """No weight is 0: whether 0 * inf is added at all is the algorithm's choice in torch, too."""
     for dtype in DTYPES:
-        input, weight, bias = make_tensors(CONV, dtype, seed=2, integers=True)
+        input, weight, bias = make_tensors(case, dtype, seed=2, integers=True)
         weight[weight == 0] = 1
         if op == "conv_transpose2d":
             weight, bias = weight[:5].repeat(1, 2, 1, 1)[:, :9].contiguous(), bias
-        input[1, 3, 4, 5] = value
+        input[1, 3, 4, column] = value
         arguments = {"padding": 1, **pool}
         expected, expected_gradients = _torch_backward(op, [input, weight, bias], arguments)
         output, gradients = forward_backward(op, [input, weight, bias], arguments, torch.ones_like(expected).to(dtype))

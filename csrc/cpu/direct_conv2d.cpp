@@ -1,6 +1,8 @@
 // The launcher side of algorithm `direct` without a pool.
 #include "cpu/direct_conv2d.h"
 
+#include <cstring>
+
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
@@ -20,6 +22,39 @@ bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, Vi
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels.forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));
   });
+  return true;
+}
+
+bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
+                            View<const float> input, View<const float> weight, View<float> grad_input,
+                            View<float> grad_weight, float* grad_bias) {
+  const DirectConv2dKernels& kernels = cpu_kernels().direct_conv2d;
+  DirectConv2dBackwardPlan plan;
+  const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr || grad_bias != nullptr;
+  if ((want_input && grad_input.stride.w != 1) || !kernels.backward_plan(shape, &plan)) return false;
+  const int64_t taps = shape.R * shape.S, weights = shape.K * shape.C * taps, slice_size = weights + shape.K;
+  Workspace workspace(Workspace::needed<float>(plan.packed_weight) +
+                      Workspace::needed<float>(plan.slices * slice_size));
+  float* packed = workspace.take<float>(plan.packed_weight);
+  float* partial = workspace.take<float>(plan.slices * slice_size);
+  if (want_input) kernels.pack_backward_weight(shape, weight, packed);
+  const DirectConv2dBackward job{shape, plan, grad_output, output, input, packed, grad_input, want_weight};
+  parallel_tasks(plan.slices, [&](int64_t slice) {
+    Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
+    float* sums = partial + slice * slice_size;
+    std::memset(sums, 0, static_cast<size_t>(slice_size) * sizeof(float));
+    kernels.backward(job, slice, sums, scratch.take<char>(plan.workspace_bytes));
+  });
+  if (!want_weight) return true;
+  for (int64_t slice = 1; slice < plan.slices; ++slice)
+    for (int64_t i = 0; i < slice_size; ++i) partial[i] += partial[slice * slice_size + i];
+  if (grad_weight.data != nullptr)
+    for (int64_t k = 0; k < shape.K; ++k)
+      for (int64_t c = 0; c < shape.C; ++c)
+        for (int64_t r = 0; r < shape.R; ++r)
+          for (int64_t s = 0; s < shape.S; ++s)
+            *grad_weight.at(k, c, r, s) = partial[(k * shape.C + c) * taps + r * shape.S + s];
+  if (grad_bias != nullptr) std::memcpy(grad_bias, partial + weights, static_cast<size_t>(shape.K) * sizeof(float));
   return true;
 }
 

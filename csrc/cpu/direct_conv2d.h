@@ -1,5 +1,5 @@
-// Contract of algorithm `direct` for convolution without a pool: float32, few channels, stride and dilation 1. Body in
-// kernels/direct_conv2d.h, launcher in direct_conv2d.cpp.
+// Contract of algorithm `direct` for convolution without a pool: float32, few channels, stride and dilation 1. Bodies
+// in kernels/direct_conv2d.h and kernels/direct_conv2d_backward.h, launchers in direct_conv2d.cpp.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,26 @@ struct DirectConv2d {
   bool relu;
 };
 
+// A task is a slice of the (image, band of input rows) pairs, in order.
+struct DirectConv2dBackwardPlan {
+  int64_t band;             // input rows
+  int64_t bands;            // per image
+  int64_t slices;           // tasks, and partial sums of grad_weight and grad_bias
+  int64_t packed_weight;    // floats
+  int64_t workspace_bytes;  // per task
+};
+
+struct DirectConv2dBackward {
+  Conv2dShape conv;
+  DirectConv2dBackwardPlan plan;
+  View<const float> grad_output;
+  View<const float> output;  // of conv2d_relu: where it is not positive, grad_output counts as zero. Null: no ReLU
+  View<const float> input;
+  const float* packed_weight;
+  View<float> grad_input;  // null: not wanted; stride.w must be 1
+  bool want_weight;        // grad_weight and grad_bias
+};
+
 struct DirectConv2dKernels {
   // Whether direct is the algorithm for this shape, and its tasks.
   bool (*plan)(const Conv2dShape&, DirectConv2dPlan*);
@@ -32,10 +52,20 @@ struct DirectConv2dKernels {
   void (*pack_weight)(const Conv2dShape&, View<const float> weight, const float* bias, float* packed);
   // Output rows [band_index * band, ...) of image n.
   void (*forward)(const DirectConv2d&, int64_t n, int64_t band_index, char* workspace);
+
+  bool (*backward_plan)(const Conv2dShape&, DirectConv2dBackwardPlan*);
+  void (*pack_backward_weight)(const Conv2dShape&, View<const float> weight, float* packed);
+  // Writes a slice's grad_input, and adds its part of grad_weight [K, C, R, S] and then grad_bias [K] to sums.
+  void (*backward)(const DirectConv2dBackward&, int64_t slice, float* sums, char* workspace);
 };
 
 // The launcher. False, with nothing done, if the algorithm does not take this shape or layout.
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
                            const float* bias, bool relu, View<float> output);
+
+// grad_input, grad_weight and grad_bias are null where not wanted; `output` is null without ReLU.
+bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
+                            View<const float> input, View<const float> weight, View<float> grad_input,
+                            View<float> grad_weight, float* grad_bias);
 
 }  // namespace cnnfast

@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/relu_launch.h"
 #include "tensor.h"
 
 namespace cnnfast {
@@ -42,6 +43,8 @@ Tensor relu_forward(const Tensor& input_any) {
   return output;
 }
 
+}  // namespace
+
 Tensor relu_backward(const Tensor& grad_output_any, const Tensor& output_any) {
   check_same("relu_backward", "grad_output", grad_output_any, "output", output_any);
   CNNFAST_CHECK(show_size(grad_output_any) == show_size(output_any),
@@ -60,8 +63,6 @@ Tensor relu_backward(const Tensor& grad_output_any, const Tensor& output_any) {
   });
   return grad_input;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("relu_forward", TORCH_BOX(&relu_forward));

@@ -36,12 +36,14 @@ struct Geometry {
 };
 
 // The first few are for algorithm `direct` to take.
-constexpr size_t kDirectGeometries = 4;
+constexpr size_t kDirectBackwardGeometries = 4, kDirectGeometries = 6;
 constexpr Geometry kGeometries[] = {
     {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},   // the lecture's
     {1, 12, 14, 14, 24, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},  // and its second
-    {1, 4, 90, 47, 2, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},    // more than one band, tails, padding on one side
     {2, 3, 4, 12, 9, 1, 3, 1, 1, 1, 0, 0, 1, 1, 1, 1},     // rows of less than a 64-byte register
+    {2, 9, 41, 40, 7, 5, 7, 1, 1, 1, 4, 0, 6, 0, 1, 1},    // three blocks of taps, all the padding a kernel can meet
+    {1, 4, 90, 47, 2, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},    // more than one band, tails, padding on one side
+    {2, 3, 30, 30, 5, 3, 3, 1, 1, 1, 3, 3, 3, 3, 1, 1},    // more padding than that: forward only
     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
     {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},   // everything odd, padding on one side
     {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},    // groups
@@ -148,6 +150,46 @@ struct Example {
     return true;
   }
 
+  // The same of its backward, where a ReLU's output of `clipped` lets every gradient through but those where it is 0.
+  bool check_direct_backward() const {
+    Operands<T> all(s, layout);
+    const View<const float> no_output{};
+    if (!direct_conv2d_backward(s, given.output.view(), no_output, given.input.view(), given.weight.view(),
+                                all.input.view(), all.weight.view(), all.bias.data()))
+      return false;
+    if (!with_bias) {  // the expected input gradient of the others contains a bias
+      check_equal_to(all.input, grad_input);
+    }
+    check_equal_to(all.weight, grad_weight);
+    for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(all.bias[k], rounded<T>(grad_bias[static_cast<size_t>(k)]));
+
+    // With a ReLU: as without one, of a grad_output that is zero already where it clips. And one gradient at a time.
+    Operands<T> relu(s, layout), expected(s, layout), one(s, layout);
+    Image<T> clipped(s.N, s.K, s.P, s.Q, layout), gradient(s.N, s.K, s.P, s.Q, layout);
+    for (int64_t i = 0; i < clipped.data.size(); ++i) {
+      clipped.data.set(i, i % 3 == 1 ? 0.0 : i % 3 == 0 ? 0.5 : std::nan(""));
+      gradient.data.set(i, i % 3 == 1 ? 0.0 : given.output.data[i]);
+    }
+    const Image<T>& y = clipped;
+    const Image<T>& dy = gradient;
+    CHECK(direct_conv2d_backward(s, given.output.view(), y.view(), given.input.view(), given.weight.view(),
+                                 relu.input.view(), relu.weight.view(), relu.bias.data()));
+    CHECK(direct_conv2d_backward(s, dy.view(), no_output, given.input.view(), given.weight.view(),
+                                 expected.input.view(), expected.weight.view(), expected.bias.data()));
+    CHECK(direct_conv2d_backward(s, given.output.view(), y.view(), given.input.view(), given.weight.view(),
+                                 one.input.view(), {}, nullptr));
+    CHECK(direct_conv2d_backward(s, given.output.view(), y.view(), given.input.view(), given.weight.view(), {},
+                                 one.weight.view(), nullptr));
+    CHECK(direct_conv2d_backward(s, given.output.view(), y.view(), given.input.view(), given.weight.view(), {}, {},
+                                 one.bias.data()));
+    for (const Operands<T>* made : {&relu, &one}) {
+      for (int64_t i = 0; i < expected.input.data.size(); ++i) CHECK_EQ(made->input.data[i], expected.input.data[i]);
+      for (int64_t i = 0; i < expected.weight.data.size(); ++i) CHECK_EQ(made->weight.data[i], expected.weight.data[i]);
+      for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(made->bias[k], expected.bias[k]);
+    }
+    return true;
+  }
+
   Conv2dShape s;
   Layout layout;
   bool with_bias;
@@ -186,6 +228,8 @@ TEST(direct) {
   for_each_example<float>([](size_t i, const Example<float>& example) {
     const bool taken = example.check_direct();
     if (i < kDirectGeometries) CHECK_EQ(taken, example.layout == Layout::kNchw);
+    const bool backward_taken = example.check_direct_backward();
+    if (i < kDirectBackwardGeometries) CHECK_EQ(backward_taken, example.given.input.stride.w == 1);
   });
 }
 

@@ -6,7 +6,7 @@
 #include "cpu/kernels/avg_pool2d.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
-#include "cpu/kernels/direct_conv2d.h"
+#include "cpu/kernels/direct_conv2d_backward.h"
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/conv2d.h"
+#include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/staging.h"
 
@@ -19,8 +20,6 @@ constexpr int64_t kDepth = 256;
 constexpr size_t kTaskBytes = size_t{320} << 10;
 // Pixels of a block at most; more would only make the staged rows fall out of L2.
 constexpr int64_t kBlockPixels = 512;
-// Tasks wanted for balance on many cores, unless they would be of less than kTaskProducts multiplications.
-constexpr int64_t kTasks = 16, kTaskProducts = int64_t{1} << 19;
 
 // `size` cut in nearly equal parts of at most `most`; the size of a part.
 static inline int64_t even_part(int64_t size, int64_t most) {

@@ -1,6 +1,7 @@
 // The fused op's kernel table, and the choice of the direct forward's body.
 #pragma once
 
+#include "cpu/kernels/bands.h"
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_map.h"
 #include "cpu/kernels/direct_width.h"
@@ -47,12 +48,13 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
     }
   };
   const int64_t budget = plan->body == DirectBody::map ? kMapBandBytes : kBandBytes;
-  int64_t band = pool.P;
-  while (band > 1 && input_floats(band) * 4 > budget) band = (band + 1) / 2;
-  // Neighbouring bands both compute the rows of the map that their windows share: a quarter more at most.
-  if (plan->body == DirectBody::map && band < pool.P &&
-      4 * MapBand::most_rows(conv, pool, band) > 5 * band * pool.stride_h)
-    return false;
+  const int64_t products_per_row = pool.stride_h * conv.Q * conv.K * conv.C * conv.R * conv.S;
+  // Of the map's body, neighbouring bands both compute the rows that their windows share: no more of them than the
+  // cache asks for, and a quarter more rows at most.
+  const bool map = plan->body == DirectBody::map;
+  const int64_t band = band_of(pool.P, map ? kTasks : conv.N, products_per_row,
+                               [&](int64_t rows) { return input_floats(rows) * 4 <= budget; });
+  if (map && band < pool.P && 4 * MapBand::most_rows(conv, pool, band) > 5 * band * pool.stride_h) return false;
   plan->band = band;
   plan->bands = ceil_div(pool.P, band);
   const int64_t channels = plan->body == DirectBody::width ? conv.K : round_up(conv.K, lanes);

@@ -3,23 +3,38 @@
 //
 //   output[k][p][q] = bias[k] + sum over c, r, s of weight[k][c][r][s] * input[c][p + r][q + s]    (input padded)
 //
-// A tile is up to 4 output channels times up to 3 registers of columns: 12 sums, 7 loads for 12 multiply-adds. A row's
-// last register overlaps its neighbour, so that every register is whole; only rows shorter than one are stored in part.
+// A tile is up to 4 output channels times 3 registers of columns or 6 times 2: 12 sums, 7 or 8 loads for 12
+// multiply-adds. A row's last register overlaps its neighbour, so that every register is whole; only rows shorter than
+// one are stored in part.
 #pragma once
 
 #include "cpu/direct_conv2d.h"
+#include "cpu/kernels/bands.h"
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/padded_planes.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-constexpr int kDirectChannels = 4;
-constexpr int kDirectVectors = 3;
+constexpr int kDirectSums = 12, kDirectChannels = 6, kDirectVectors = 3;
 constexpr int64_t kDirectBandBytes = 64 << 10;  // input of a task: what stays in the first cache levels
 
 static PaddedPlanes direct_input(const Conv2dShape& conv, int64_t band) {
   return {band + conv.R - 1, max<int64_t>(conv.Q, kLanes<float>) + conv.S - 1};
 }
+
+// How a convolution is cut into tiles: its channels in nearly equal blocks, its rows' registers in full blocks first.
+struct DirectTiles {
+  int64_t K, vectors, most_vectors, blocks;
+
+  explicit DirectTiles(const Conv2dShape& conv) : K(conv.K), vectors(ceil_div(conv.Q, kLanes<float>)) {
+    most_vectors = vectors % 3 == 0 || K <= kDirectSums / 3 ? 3 : 2;
+    blocks = ceil_div(K, kDirectSums / most_vectors);
+  }
+  int64_t begin(int64_t block) const { return K * block / blocks; }
+  int64_t end(int64_t block) const { return begin(block + 1); }
+  // 4 registers are 2 + 2, not 3 + 1.
+  int64_t vectors_at(int64_t v) const { return vectors - v == 4 ? 2 : min(most_vectors, vectors - v); }
+};
 
 // `x` points at the tile's first input row; `column` says where each register of columns begins. With kSize == 3 the
 // taps of a 3x3 kernel are unrolled; with 0 the kernel is whatever `conv` says.
@@ -27,7 +42,7 @@ template <int kChannels, int kVectors, int kSize>
 CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, const PaddedPlanes& padded,
                                        const int64_t* column, const float* weight, float* output, int64_t count) {
   Vec<float> sum[kChannels][kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int k = 0; k < kChannels; ++k)
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) sum[k][v] = broadcast(weight[k]);  // bias comes first
@@ -45,7 +60,7 @@ CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, 
           xv[v] = load_vec(x + r * padded.pitch + s + column[v]);
           pin(xv[v]);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int k = 0; k < kChannels; ++k) {
           const Vec<float> w = broadcast(weight[k]);
 #pragma GCC unroll 3
@@ -56,7 +71,7 @@ CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, 
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int k = 0; k < kChannels; ++k) {
     float* row = output + k * job.output.stride.c;
 #pragma GCC unroll 3
@@ -83,36 +98,34 @@ void direct_conv2d_columns(const DirectConv2d& job, const float* x, const Padded
                                                    job.output.at(n, k, top + i, 0), Q);
 }
 
-template <int kChannels, int kSize>
-void direct_conv2d_block(const DirectConv2d& job, const float* x, const PaddedPlanes& padded, int64_t n, int64_t top,
-                         int64_t rows, int64_t k, const float* weight) {
-  const int64_t vectors = ceil_div(job.conv.Q, kLanes<float>);
-  for (int64_t v = 0; v < vectors;) {
-    // 4 registers are 2 + 2, not 3 + 1.
-    const int64_t block = vectors - v == 4 ? 2 : min<int64_t>(kDirectVectors, vectors - v);
-    with_constant<1, kDirectVectors>(block, [&](auto count) {
-      direct_conv2d_columns<kChannels, count.value, kSize>(job, x, padded, n, top, rows, k, v * kLanes<float>, weight);
-    });
-    v += block;
+// Output rows [top, top + rows) of image n; `x` holds padded rows from `top` on.
+static void direct_conv2d_rows(const DirectConv2d& job, const float* x, const PaddedPlanes& padded, int64_t n,
+                               int64_t top, int64_t rows) {
+  const Conv2dShape& conv = job.conv;
+  const bool unrolled = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
+  const DirectTiles tiles(conv);
+  const float* weight = job.packed_weight;
+  for (int64_t block = 0; block < tiles.blocks; ++block) {
+    const int64_t k = tiles.begin(block), count = tiles.end(block) - k;
+    for (int64_t v = 0; v < tiles.vectors; v += tiles.vectors_at(v)) {
+      with_tile<kDirectChannels>(count, unrolled, [&](auto channels, auto size) {
+        constexpr int kVectors = min(kDirectVectors, kDirectSums / channels.value);
+        with_constant<1, kVectors>(tiles.vectors_at(v), [&](auto vectors) {
+          direct_conv2d_columns<channels.value, vectors.value, size.value>(job, x, padded, n, top, rows, k,
+                                                                           v * kLanes<float>, weight);
+        });
+      });
+    }
+    weight += count * (1 + conv.C * conv.R * conv.S);
   }
 }
 
 static void direct_conv2d(const DirectConv2d& job, int64_t n, int64_t band_index, char* workspace) {
-  const Conv2dShape& conv = job.conv;
-  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, conv.P - top);
-  const PaddedPlanes padded = direct_input(conv, job.plan.band);
+  const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.conv.P - top);
+  const PaddedPlanes padded = direct_input(job.conv, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
-  copy_padded(conv, job.input, n, top, padded, x);
-  const bool unrolled = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
-  const float* weight = job.packed_weight;
-  for (int64_t k = 0; k < conv.K;) {
-    const int64_t block = min<int64_t>(kDirectChannels, conv.K - k);
-    with_tile<kDirectChannels>(block, unrolled, [&](auto channels, auto size) {
-      direct_conv2d_block<channels.value, size.value>(job, x, padded, n, top, rows, k, weight);
-    });
-    weight += block * (1 + conv.C * conv.R * conv.S);
-    k += block;
-  }
+  copy_padded(job.conv, job.input, n, top, padded, x);
+  direct_conv2d_rows(job, x, padded, n, top, rows);
 }
 
 static bool direct_conv2d_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) {
@@ -122,8 +135,9 @@ static bool direct_conv2d_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) 
   if (conv.G != 1 || conv.stride_h != 1 || conv.stride_w != 1 || conv.dilation_h != 1 || conv.dilation_w != 1 ||
       conv.R * conv.S == 1 || !few_channels || 3 * conv.Q < 2 * round_up(conv.Q, kLanes<float>))
     return false;
-  int64_t band = max<int64_t>(conv.P, 1);
-  while (band > 1 && conv.C * direct_input(conv, band).plane() * 4 > kDirectBandBytes) band = (band + 1) / 2;
+  const int64_t band = band_of(conv.P, conv.N, conv.K * conv.C * conv.R * conv.S * conv.Q, [&](int64_t rows) {
+    return conv.C * direct_input(conv, rows).plane() * 4 <= kDirectBandBytes;
+  });
   plan->band = band;
   plan->bands = ceil_div(conv.P, band);
   plan->packed_weight = conv.K * (1 + conv.C * conv.R * conv.S);
@@ -131,20 +145,17 @@ static bool direct_conv2d_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) 
   return true;
 }
 
-// Bias, then [C][R][S] taps, of each block of kDirectChannels channels in turn.
+// Bias, then [C][R][S] taps, of each block of channels in turn.
 static void pack_direct_conv2d(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
-  for (int64_t begin = 0; begin < conv.K; begin += kDirectChannels) {
-    const int64_t end = min<int64_t>(begin + kDirectChannels, conv.K);
+  const DirectTiles tiles(conv);
+  for (int64_t block = 0; block < tiles.blocks; ++block) {
+    const int64_t begin = tiles.begin(block), end = tiles.end(block);
     for (int64_t k = begin; k < end; ++k) *packed++ = bias != nullptr ? bias[k] : 0.0f;
     for (int64_t c = 0; c < conv.C; ++c)
       for (int64_t r = 0; r < conv.R; ++r)
         for (int64_t s = 0; s < conv.S; ++s)
           for (int64_t k = begin; k < end; ++k) *packed++ = *weight.at(k, c, r, s);
   }
-}
-
-constexpr DirectConv2dKernels direct_conv2d_kernels() {
-  return {direct_conv2d_plan, pack_direct_conv2d, direct_conv2d};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
