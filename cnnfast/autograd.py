@@ -249,6 +249,7 @@ class MaxPool2d(Op):
 
     @staticmethod
     def save(ctx: Any, tensors: Any, options: Options, results: tuple[Tensor, Tensor]) -> None:
+        ctx.options = options
         ctx.input_size = tensors[0].shape[-2:]
         ctx.set_materialize_grads(False)  # the indices have no gradient, not even one of zeros
         ctx.save_for_backward(results[1])
@@ -258,8 +259,9 @@ class MaxPool2d(Op):
         if grad_output is None:
             return None, None
         (indices,) = ctx.saved_tensors
-        backward = _scatter if torch.is_grad_enabled() else _max_pool2d_backward
-        return backward(grad_output, indices, ctx.input_size), None
+        if torch.is_grad_enabled():
+            return _scatter(grad_output, indices, ctx.input_size), None
+        return _max_pool2d_backward(grad_output, indices, ctx.input_size, ctx.options), None
 
 
 class AvgPool2d(Op):

@@ -164,7 +164,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "relu_backward": lambda grad_output, output: torch.empty_like(output),
     "max_pool2d": _max_pool2d,
     "max_pool2d_forward": _max_pool2d,
-    "max_pool2d_backward": lambda grad_output, indices, input_size: _image(
+    "max_pool2d_backward": lambda grad_output, indices, input_size, options: _image(
         grad_output, grad_output.shape[-3], input_size, _channels_last(indices)
     ),
     "avg_pool2d": _avg_pool2d,

@@ -93,9 +93,7 @@ inline Conv2dOptions conv2d_options(Ints list) {
 inline ConvTranspose2dOptions conv_transpose2d_options(Ints list) {
   return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list[6], list.subspan(7, 2)};
 }
-// Those of the pooling after a convolution.
-inline MaxPool2dOptions fused_pool_options(Ints list) {
-  list = list.subspan(Conv2dOptions::kCount);
+inline MaxPool2dOptions max_pool2d_options(Ints list) {
   return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list.subspan(6, 2), list[8] != 0};
 }
 

@@ -37,8 +37,9 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "max_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode, bool return_indices) -> (Tensor, Tensor)");
-  // input_size is (H, W); the memory format of the result is that of indices.
-  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, int[] input_size) -> Tensor");
+  // input_size is (H, W), options (kernel_size, stride, padding, dilation, ceil_mode); the memory format of the result
+  // is that of indices.
+  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, int[] input_size, int[] options) -> Tensor");
   m.def(
       "avg_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");

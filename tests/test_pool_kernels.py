@@ -104,6 +104,12 @@ AVG_CASES = [few_images(case) for case in cases("avg_pool2d")] + [
 ]
 
 
+def max_pool2d_backward(grad_output: Tensor, indices: Tensor, input: Tensor, arguments: list[Any]) -> Tensor:
+    *pairs, ceil_mode = arguments
+    options = [value for pair in pairs for value in pair] + [int(ceil_mode)]
+    return ops.max_pool2d_backward(grad_output, indices, list(input.shape[-2:]), options)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", MAX_CASES, ids=str)
 def test_max_pool2d(case: Case, dtype: torch.dtype) -> None:
@@ -127,7 +133,7 @@ def test_max_pool2d(case: Case, dtype: torch.dtype) -> None:
             assert nothing.shape == (0,) and nothing.dtype == torch.int64
             for grad_layout in {"contiguous", layout} - {"expanded"}:
                 gradient = LAYOUTS[grad_layout](grad_output)
-                assert_same(ops.max_pool2d_backward(gradient, my_indices, list(input.shape[-2:])), grad_input)
+                assert_same(max_pool2d_backward(gradient, my_indices, input, arguments), grad_input)
 
 
 def test_max_pool2d_of_normal_values() -> None:
@@ -165,9 +171,10 @@ def test_winner_of_one_window(window: list[float], value: float, index: int, cha
 
 def test_window_that_dilation_leaves_without_taps() -> None:
     # Taps at -1 and 2 of an input of 2: torch (2.13) returns an index beyond the plane, and its backward writes there.
-    output, indices = ops.max_pool2d(torch.ones(1, 1, 2, 2), [2, 2], [1, 1], [1, 1], [3, 3], False)
+    input, arguments = torch.ones(1, 1, 2, 2), [[2, 2], [1, 1], [1, 1], [3, 3], False]
+    output, indices = ops.max_pool2d(input, *arguments)
     assert output.item() == -float("inf") and indices.item() == -1
-    assert torch.equal(ops.max_pool2d_backward(torch.ones(1, 1, 1, 1), indices, [2, 2]), torch.zeros(1, 1, 2, 2))
+    assert torch.equal(max_pool2d_backward(torch.ones(1, 1, 1, 1), indices, input, arguments), torch.zeros_like(input))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -228,7 +235,7 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype, channels_last: bool) 
         return [
             output,
             indices,
-            ops.max_pool2d_backward(output, indices, [33, 31]),
+            max_pool2d_backward(output, indices, input, max_args),
             ops.avg_pool2d_forward(input, *avg_args),
             ops.avg_pool2d_backward(output, [33, 31], channels_last, *avg_args),
         ]
@@ -245,6 +252,9 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype, channels_last: bool) 
         torch.set_num_threads(threads)
 
 
+WINDOWS = [3, 3, 1, 1, 0, 0, 1, 1, 0]  # 8x8 to 6x6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -254,10 +264,15 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype, channels_last: bool) 
         (lambda x: ops.max_pool2d(x, [9, 9], [1, 1], [0, 0], [1, 1], False), "output size is too small"),
         (lambda x: ops.max_pool2d(x[0, 0], [2, 2], [1, 1], [0, 0], [1, 1], False), "must be 3D .* or 4D"),
         (lambda x: ops.max_pool2d(x.int(), [2, 2], [1, 1], [0, 0], [1, 1], False), "dtype must be float32"),
-        (lambda x: ops.max_pool2d_backward(x, x, [8, 8]), "indices must have dtype int64"),
-        (lambda x: ops.max_pool2d_backward(x, x[:1].long(), [8, 8]), "indices must have the shape of grad_output"),
-        (lambda x: ops.max_pool2d_backward(x, x.long() + 64, [8, 8]), "must lie in the H\\*W plane .* 8x8"),
-        (lambda x: ops.max_pool2d_backward(x, x.long() - 2, [8, 8]), "must lie in the H\\*W plane .* 8x8"),
+        (lambda x: ops.max_pool2d_backward(x, x, [8, 8], WINDOWS), "indices must have dtype int64"),
+        (
+            lambda x: ops.max_pool2d_backward(x, x[:1].long(), [8, 8], WINDOWS),
+            "indices must have the shape of grad_output",
+        ),
+        (lambda x: ops.max_pool2d_backward(x, x.long() + 64, [8, 8], WINDOWS), "must lie in the H\\*W plane .* 8x8"),
+        (lambda x: ops.max_pool2d_backward(x, x.long() - 2, [8, 8], WINDOWS), "must lie in the H\\*W plane .* 8x8"),
+        (lambda x: ops.max_pool2d_backward(x, x.long(), [9, 8], WINDOWS), "end in the output size \\(7 x 6\\)"),
+        (lambda x: ops.max_pool2d_backward(x, x.long(), [8, 8], [3]), "options must have 9 values"),
         (lambda x: ops.avg_pool2d(x, [2, 2], [2, 2], [0, 0], False, True, 0), "divisor must be not zero"),
         (
             lambda x: ops.avg_pool2d_backward(x, [8, 8], False, [2, 2], [2, 2], [0, 0], False, True, None),

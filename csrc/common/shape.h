@@ -9,28 +9,33 @@
 
 #include <cstdint>
 
-#define CNNFAST_INLINE inline __attribute__((always_inline))
+#ifdef __CUDACC__
+#define CNNFAST_BOTH __host__ __device__  // also called by CUDA kernels
+#else
+#define CNNFAST_BOTH
+#endif
+#define CNNFAST_INLINE CNNFAST_BOTH inline __attribute__((always_inline))
 // For a lambda that is the body of a hot loop.
 #define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cnnfast {
 
 template <class T>
-static constexpr T min(T a, T b) {
+CNNFAST_BOTH static constexpr T min(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-static constexpr T max(T a, T b) {
+CNNFAST_BOTH static constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 
-static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+CNNFAST_BOTH static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CNNFAST_BOTH static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // Division that rounds towards minus infinity; b > 0.
-static constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+CNNFAST_BOTH static constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // Greatest common divisor of positive numbers.
-static constexpr int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
+CNNFAST_BOTH static constexpr int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 
 // Element strides of a 4-dimensional tensor, whatever its memory format.
 struct Strides {
@@ -70,15 +75,15 @@ struct Pool2dShape {
 };
 
 // floor((size + padding - dilation * (kernel - 1) - 1) / stride) + 1; padding counts both sides.
-static constexpr int64_t conv_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
-                                          int64_t dilation) {
+CNNFAST_BOTH static constexpr int64_t conv_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                                                       int64_t dilation) {
   return floor_div(size + padding - dilation * (kernel - 1) - 1, stride) + 1;
 }
 
 // As torch's pooling_output_shape: with ceil_mode the last window must still start inside the input or its left
 // padding, else it is dropped.
-static constexpr int64_t pool_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
-                                          int64_t dilation, bool ceil_mode) {
+CNNFAST_BOTH static constexpr int64_t pool_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                                                       int64_t dilation, bool ceil_mode) {
   int64_t out = floor_div(size + 2 * padding - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0), stride) + 1;
   if (ceil_mode && (out - 1) * stride >= size + padding) --out;
   return out;
@@ -90,7 +95,7 @@ struct Range {
 };
 
 // The taps r of a window for which 0 <= origin + r * dilation < size: padding solved as loop bounds.
-static constexpr Range window_taps(int64_t origin, int64_t kernel, int64_t dilation, int64_t size) {
+CNNFAST_BOTH static constexpr Range window_taps(int64_t origin, int64_t kernel, int64_t dilation, int64_t size) {
   // Nearly every window lies inside; a division costs as much as a small window's sum.
   if (origin >= 0 && origin + (kernel - 1) * dilation < size) return {0, kernel};
   const int64_t begin = origin >= 0 ? 0 : ceil_div(-origin, dilation);
@@ -106,7 +111,7 @@ static constexpr int64_t kMaxCodedWindow = 254;
 
 // How many partial sums a reduction over the batch uses. Fixed by the shape alone, never by the thread count, so
 // that bits do not depend on it; sized so that the partial sums stay small beside the tensors they sum.
-static constexpr int64_t reduction_slices(int64_t batch, int64_t bytes_per_slice) {
+CNNFAST_BOTH static constexpr int64_t reduction_slices(int64_t batch, int64_t bytes_per_slice) {
   const int64_t kMaxSlices = 16, kBudgetBytes = int64_t{32} << 20;
   return max(int64_t{1}, min(batch, min(kMaxSlices, kBudgetBytes / max(bytes_per_slice, int64_t{1}))));
 }

@@ -3,34 +3,11 @@
 
 #include <cstdint>
 
+#include "common/avg_pool2d.h"
 #include "common/number.h"
-#include "common/shape.h"
+#include "cpu/device.h"
 
 namespace cnnfast {
-
-// What a window's sum is divided by.
-struct AvgPool2dDivisor {
-  bool count_include_pad;
-  int64_t divisor_override;  // 0 for none
-};
-
-template <class T>
-struct AvgPool2dForward {
-  Pool2dShape shape;
-  AvgPool2dDivisor divisor;
-  bool channels_last;  // the order of rows, below
-  View<const T> input;
-  View<T> output;  // dense, in the order that channels_last says
-};
-
-template <class T>
-struct AvgPool2dBackward {
-  Pool2dShape shape;
-  AvgPool2dDivisor divisor;
-  bool channels_last;
-  View<const T> grad_output;
-  View<T> grad_input;  // dense, in the order that channels_last says
-};
 
 template <class T>
 struct AvgPool2dKernels {
@@ -42,5 +19,11 @@ struct AvgPool2dKernels {
 };
 
 static constexpr int64_t avg_pool2d_backward_scratch(const Pool2dShape& s) { return s.P + 2 * s.Q + s.W; }
+
+// On all threads.
+template <class T>
+void avg_pool2d_forward(Cpu, const AvgPool2dForward<T>& args);
+template <class T>
+void avg_pool2d_backward(Cpu, const AvgPool2dBackward<T>& args);
 
 }  // namespace cnnfast

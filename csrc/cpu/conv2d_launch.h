@@ -1,25 +1,49 @@
-// The convolution's launchers, for the launchers of ops built on it.
+// conv2d on the CPU as its ops call it: which algorithm takes a shape, on all threads.
 #pragma once
 
-#include <optional>
-#include <tuple>
-#include <vector>
-
-#include "checks.h"
+#include "cpu/device.h"
+#include "cpu/direct_conv2d.h"
+#include "cpu/implicit_gemm.h"
 
 namespace cnnfast {
 
-// Whether torch would give results of a convolution with these operands, gradients included, in channels_last.
-inline bool conv_channels_last(const Tensor& input, const Tensor& weight) {
-  return suggests_channels_last(input) || suggests_channels_last(weight);
+template <class T>
+void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias, bool relu,
+                    View<T> output) {
+  if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
+    if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
+  }
+  implicit_gemm_forward<T>(s, input, weight, bias, relu, output);
 }
 
-// conv2d + bias, clipped at zero with `relu`.
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const Conv2dOptions& options, bool relu);
+// What is null is not wanted; `output` is null without ReLU. False if it is for relu_backward and conv2d_backward.
+template <class T>
+bool conv2d_relu_backward(Cpu, const Conv2dShape& s, View<const T> grad_output, View<const T> output,
+                          View<const T> input, View<const T> weight, View<T> grad_input, View<T> grad_weight,
+                          T* grad_bias) {
+  if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
+    return direct_conv2d_backward(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias);
+  } else {
+    return false;
+  }
+}
 
-// (grad_input, grad_weight, grad_bias); what `output_mask` does not ask for is undefined.
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                   const Conv2dOptions& options, const std::vector<bool>& output_mask);
+// Also the forward pass of the transposed convolution, whose bias [C] may be null.
+template <class T>
+void conv2d_backward_input(Cpu, const Conv2dShape& s, View<const T> grad_output, View<const T> weight, const T* bias,
+                           View<T> grad_input) {
+  implicit_gemm_backward_input<T>(s, grad_output, weight, bias, grad_input);
+}
+
+template <class T>
+void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
+                            View<T> grad_weight) {
+  implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
+}
+
+template <class T>
+void sum_over_pixels(Cpu, int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> grad_output, T* grad_bias) {
+  sum_over_pixels<T>(N, K, P, Q, grad_output, grad_bias);
+}
 
 }  // namespace cnnfast

@@ -1,37 +1,13 @@
 // Contract of the max-pooling kernels: bodies in kernels/max_pool2d.h, launchers in max_pool2d.cpp.
-//
-// The first of equal values wins a window; a NaN wins over any number and the last NaN over earlier ones, as in
-// torch. What is remembered of the winner, `Stored`, is
-//   int64_t: its place in the H*W plane, -1 for a window without any tap inside the input;
-//   uint8_t: its row-major index in the window, kClipped where ReLU clips the maximum. The pooled value is then
-//            max(x, 0), which is the maximum of the window's ReLU.
 #pragma once
 
 #include <cstdint>
 
+#include "common/max_pool2d.h"
 #include "common/number.h"
-#include "common/shape.h"
+#include "cpu/device.h"
 
 namespace cnnfast {
-
-template <class T, class Stored>
-struct MaxPool2dForward {
-  Pool2dShape shape;
-  bool channels_last;  // the order of rows, below
-  View<const T> input;
-  View<T> output;       // dense, in the order that channels_last says
-  View<Stored> winner;  // likewise; data is null where it is not wanted
-};
-
-// grad_input is dense in the order that channels_last says. For int64_t winners only N C H W P Q of the shape count.
-template <class T, class Stored>
-struct MaxPool2dBackward {
-  Pool2dShape shape;
-  bool channels_last;
-  View<const T> grad_output;
-  View<const Stored> winner;
-  View<T> grad_input;
-};
 
 template <class T, class Stored>
 struct MaxPool2dKernelsOf {
@@ -58,5 +34,11 @@ template <class T>
 static constexpr int64_t max_pool2d_backward_scratch(const Pool2dShape& s, bool channels_last) {
   return sizeof(T) == sizeof(Compute<T>) ? 0 : s.H * s.W * (channels_last ? max_pool2d_strip(s) : 1);
 }
+
+// On all threads. Backward throws for a winner outside the plane.
+template <class T, class Stored>
+void max_pool2d_forward(Cpu, const MaxPool2dForward<T, Stored>& args);
+template <class T, class Stored>
+void max_pool2d_backward(Cpu, const MaxPool2dBackward<T, Stored>& args);
 
 }  // namespace cnnfast

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/device.h"
+
 namespace cnnfast {
 
 template <class T>
@@ -13,5 +15,11 @@ struct ReluKernels {
   // grad_input[i] = output[i] <= 0 ? 0 : grad_output[i], so that NaN lets the gradient through, as in torch.
   void (*backward)(const T* grad_output, const T* output, T* grad_input, int64_t begin, int64_t end);
 };
+
+// On all threads.
+template <class T>
+void relu_forward(Cpu, const T* input, T* output, int64_t count);
+template <class T>
+void relu_backward(Cpu, const T* grad_output, const T* output, T* grad_input, int64_t count);
 
 }  // namespace cnnfast

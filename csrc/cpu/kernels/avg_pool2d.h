@@ -12,30 +12,6 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-// The divisor of window (p, q) is rows(p) * columns(q): the taps counted, or the override times one.
-class Divisors {
- public:
-  Divisors(const Pool2dShape& s, AvgPool2dDivisor divisor) : s_(s), divisor_(divisor) {}
-
-  int64_t rows(int64_t p) const {
-    return divisor_.divisor_override != 0 ? divisor_.divisor_override
-                                          : counted(p * s_.stride_h - s_.pad_h, s_.R, s_.H, s_.pad_h);
-  }
-  int64_t columns(int64_t q) const {
-    return divisor_.divisor_override != 0 ? 1 : counted(q * s_.stride_w - s_.pad_w, s_.S, s_.W, s_.pad_w);
-  }
-
- private:
-  // With ceil_mode a window may reach beyond the padding; those taps never count.
-  int64_t counted(int64_t origin, int64_t kernel, int64_t size, int64_t pad) const {
-    const int64_t beyond = divisor_.count_include_pad ? pad : 0;
-    return min(origin + kernel, size + beyond) - max(origin, -beyond);
-  }
-
-  const Pool2dShape& s_;
-  const AvgPool2dDivisor divisor_;
-};
-
 template <class V, class Load>
 CNNFAST_INLINE V sum_taps(Range rows, Range columns, const Load& load_tap) {
   V sum{};

@@ -1,0 +1,16 @@
+// There is but one CPU, and its scratch is each thread's own (workspace.h): nothing to guard.
+#pragma once
+
+#include "cpu/device.h"
+#include "ops/device.h"
+
+namespace cnnfast {
+
+template <>
+class Guard<Cpu> {
+ public:
+  explicit Guard(const Tensor&) {}
+  Cpu device() const { return {}; }
+};
+
+}  // namespace cnnfast
