@@ -72,7 +72,7 @@ test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) wheel-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
 	$(bin)/python -m pytest -m long
 
-cpp_files = $(shell git ls-files "*.cpp" "*.h")
+cpp_files = $(shell git ls-files "*.cpp" "*.cu" "*.h")
 
 lint: $(installed)
 	$(bin)/ruff check .

@@ -25,6 +25,7 @@ from .library import op
 _conv2d_forward = op("conv2d_forward")
 _conv2d_backward = op("conv2d_backward")
 _conv2d_relu_backward = op("conv2d_relu_backward")
+_conv_transpose2d_forward = op("conv_transpose2d_forward")
 _conv_transpose2d_backward = op("conv_transpose2d_backward")
 _conv2d_relu_max_pool2d_forward = op("conv2d_relu_max_pool2d_forward")
 _conv2d_relu_max_pool2d_backward = op("conv2d_relu_max_pool2d_backward")
@@ -199,8 +200,11 @@ class ConvTranspose2d(Op):
     name = "conv_transpose2d"
     tensors = 3
     lower_precision = True
-    compute = staticmethod(op("conv_transpose2d_forward"))
     save = Conv2d.save
+
+    @staticmethod
+    def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+        return _conv_transpose2d_forward(input, weight, bias, options)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:

@@ -10,9 +10,9 @@
 // are (height, width). output_mask says which of (grad_input, grad_weight, grad_bias) are wanted, the others come back
 // undefined. `code` is one byte per pooled element: the row-major index of the winner in its window, or 255 where ReLU
 // clipped it.
-#include <torch/csrc/stable/library.h>
+#include "namespace.h"
 
-STABLE_TORCH_LIBRARY(cnnfast, m) {
+CNNFAST_LIBRARY(m) {
   m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, bool relu) -> Tensor");
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "

@@ -1,0 +1,31 @@
+// Selects CUDA's overloads (see ops/device.h) and says where their kernels run. Torch-free, and free of CUDA's headers.
+#pragma once
+
+#include <cstddef>
+
+#include "common/shape.h"
+
+typedef struct CUstream_st* cudaStream_t;
+
+namespace cnnfast {
+
+class CudaScratch {
+ public:
+  // `bytes` of device memory, 16-byte aligned, which kernels of the guard's stream may use until it ends.
+  virtual void* allocate(size_t bytes) const = 0;
+
+ protected:
+  ~CudaScratch() = default;
+};
+
+struct Cuda {
+  cudaStream_t stream;
+  const CudaScratch* memory;
+
+  template <class T>
+  T* scratch(int64_t count) const {
+    return static_cast<T*>(memory->allocate(static_cast<size_t>(count) * sizeof(T)));
+  }
+};
+
+}  // namespace cnnfast

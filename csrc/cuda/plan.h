@@ -1,0 +1,105 @@
+// How work is cut into blocks and partial sums, from the shape alone: host-only plain data, so that bits depend neither
+// on the device nor on how many multiprocessors it has.
+#pragma once
+
+#include "common/shape.h"
+
+namespace cnnfast {
+
+// A sum over `terms` terms for each of `sums` results: how many partial sums each is cut into, and the threads of a
+// block, which computes one. Few results need many slices to occupy a device; a thread is worth kTermsOfThread terms.
+struct ReductionPlan {
+  int64_t slices;
+  int threads;
+};
+static constexpr ReductionPlan reduction_plan(int64_t sums, int64_t terms) {
+  const int64_t kTermsOfThread = 8, kMostThreads = 256, kBlocks = 4096, kMostSlices = 64;
+  const int64_t wanted = min(kMostSlices, max<int64_t>(1, kBlocks / max<int64_t>(1, sums)));
+  const int64_t slices = max<int64_t>(1, min(wanted, terms / (kTermsOfThread * kMostThreads)));
+  const int64_t threads = round_up(ceil_div(terms, slices * kTermsOfThread), int64_t{32});
+  return {slices, static_cast<int>(max<int64_t>(32, min(threads, kMostThreads)))};
+}
+
+// A band of an image in shared memory, padded, so that kernels need no bounds: per channel `rows` rows of `pitch`
+// elements. An even pitch lets two neighbouring columns be read at once.
+struct Tile {
+  int64_t rows, pitch;
+
+  CNNFAST_INLINE int64_t plane() const { return rows * pitch; }
+};
+
+// What a block has without asking the driver for more, on every device.
+constexpr int64_t kSharedBytes = 48 << 10;
+
+// What the fused kernels take, but for its size.
+static inline bool fused_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
+  const bool two_by_two = pool.R == 2 && pool.S == 2 && pool.stride_h == 2 && pool.stride_w == 2 && pool.pad_h == 0 &&
+                          pool.pad_w == 0 && pool.dilation_h == 1 && pool.dilation_w == 1 && 2 * pool.P <= conv.P &&
+                          2 * pool.Q <= conv.Q;
+  return two_by_two && conv.G == 1 && conv.C > 0 && conv.stride_h == 1 && conv.stride_w == 1 && conv.dilation_h == 1 &&
+         conv.dilation_w == 1 && conv.R == conv.S && (conv.R == 3 || conv.R == 5) &&
+         conv.H * conv.W < (int64_t{1} << 24);
+}
+
+// The fused forward: a block computes `rows` pooled rows of all channels, or `images` whole images.
+struct FusedPlan {
+  bool fits;
+  int64_t images, rows, bands;  // images of a block; pooled rows of a block; bands of an image
+  Tile input;                   // of one image's band
+  int64_t shared_floats;        // weights, inputs
+};
+constexpr int64_t kFusedChannels = 4;  // output channels of a thread
+
+static inline FusedPlan fused_plan(const Conv2dShape& conv, const Pool2dShape& pool) {
+  FusedPlan plan{};
+  if (!fused_takes(conv, pool)) return plan;
+  const int64_t weights = round_up(conv.K, kFusedChannels) * (1 + conv.C * conv.R * conv.S);
+  const auto tile = [&](int64_t rows) {
+    return Tile{2 * rows + conv.R - 1, round_up(2 * pool.Q + conv.S - 1, int64_t{2})};
+  };
+  const int64_t room = kSharedBytes / 4 - weights;
+  plan.rows = pool.P;
+  while (plan.rows > 1 && conv.C * tile(plan.rows).plane() > room) plan.rows = (plan.rows + 1) / 2;
+  plan.input = tile(plan.rows);
+  const int64_t floats = conv.C * plan.input.plane();
+  if (floats > room) return plan;
+  plan.bands = ceil_div(pool.P, plan.rows);
+  // Whole images side by side, until a block has enough for its threads.
+  const int64_t kItems = 1024;
+  const int64_t items = plan.rows * pool.Q * ceil_div(conv.K, kFusedChannels);
+  plan.images = plan.bands > 1 ? 1 : max<int64_t>(1, min(min(kItems / items, room / floats), conv.N));
+  plan.shared_floats = weights + plan.images * floats;
+  plan.fits = true;
+  return plan;
+}
+
+// The pool-sparse backward: a block takes a slice of the images, one at a time, and holds their sums of grad_weight.
+struct PoolSparsePlan {
+  bool fits;
+  int64_t slices;
+  int64_t parts;    // of an image's windows, summed apart: one (k, c) pair of weights keeps that many threads busy
+  Tile input, map;  // of one image; of the gradient of its un-pooled map
+  int64_t threads;
+  int64_t shared_floats;
+};
+
+static inline PoolSparsePlan pool_sparse_plan(const Conv2dShape& conv, const Pool2dShape& pool) {
+  PoolSparsePlan plan{};
+  const int64_t kMostThreads = 512, kMostSlices = 264;
+  if (!fused_takes(conv, pool) || conv.pad_top > conv.R - 1 || conv.pad_left > conv.S - 1 ||
+      conv.K * conv.C > kMostThreads)
+    return plan;
+  plan.slices = max<int64_t>(1, min(conv.N, kMostSlices));
+  plan.parts = max<int64_t>(1, 256 / (conv.K * conv.C));
+  plan.threads = round_up(conv.K * conv.C * plan.parts, int64_t{32});
+  plan.input = {2 * pool.P + conv.R - 1, 2 * pool.Q + conv.S - 1};
+  plan.map = {conv.H + conv.R - 1, conv.W + conv.S - 1};
+  const int64_t windows = conv.K * pool.P * pool.Q, sums = conv.K * (conv.C * conv.R * conv.S + 1);
+  plan.shared_floats =
+      max(conv.C * plan.input.plane() + conv.K * plan.map.plane() + windows + ceil_div(windows, int64_t{4}),
+          sums * plan.parts);
+  plan.fits = plan.shared_floats * 4 <= kSharedBytes;
+  return plan;
+}
+
+}  // namespace cnnfast

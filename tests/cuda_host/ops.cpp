@@ -1,0 +1,23 @@
+// torch.ops.cnnfast_emulated: csrc/library.cpp's ops, and how the emulation runs them.
+#include <stdexcept>
+
+#include "emulation.h"
+#include "namespace.h"
+
+namespace cnnfast {
+namespace {
+
+void set_schedule(int64_t schedule, int64_t seed, int64_t poison) {
+  if (schedule < 0 || schedule >= emulation::kSchedules) throw std::runtime_error("no such schedule");
+  emulation::set_schedule(static_cast<emulation::Schedule>(schedule), static_cast<uint64_t>(seed),
+                          static_cast<uint8_t>(poison));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cnnfast_emulated, m) { m.def("set_schedule(int schedule, int seed, int poison) -> ()"); }
+STABLE_TORCH_LIBRARY_IMPL(cnnfast_emulated, CompositeExplicitAutograd, m) {
+  m.impl("set_schedule", TORCH_BOX(&set_schedule));
+}
+
+}  // namespace cnnfast

@@ -1,0 +1,123 @@
+"""The CUDA kernels, on the CPU over the emulation of tests/cuda_host, or on a GPU with --device cuda.
+
+The emulated ops replace the CPU's beneath cnnfast's own functions. Every case runs under four orders of threads and
+blocks and two fillings of shared memory, whose results must be the same bits: a race, or a read of what nobody wrote,
+would show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calls import forward_backward, theirs
+from cuda_host.build import build
+from torch import Tensor
+
+from cnnfast import autograd
+from cnnfast.testing import DTYPES, LAYOUTS, OPS, Case, assert_within, cases, make_tensors, random_tensor, reference
+
+# (order of threads and blocks, its seed, the byte that fills shared memory): NaN, or 1e30
+SCHEDULES = [(0, 0, 0xFF), (1, 0, 0x71), (2, 0, 0xFF), (3, 1, 0x71)]
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[None]:
+    """torch.ops.cnnfast_emulated in the place of torch.ops.cnnfast."""
+    torch.ops.load_library(str(build()))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, handle in vars(autograd).copy().items():
+            if isinstance(handle, torch._ops.OpOverload) and handle.namespace == "cnnfast":
+                op = handle.name().removeprefix("cnnfast::")
+                patch.setattr(autograd, name, getattr(torch.ops.cnnfast_emulated, op).default)
+        yield
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest, device: torch.device) -> Iterator[list[tuple[int, int, int] | None]]:
+    """The schedules a test runs under: on a GPU there is one, and it is the GPU's."""
+    if device.type == "cuda":
+        yield [None]
+        return
+    request.getfixturevalue("emulated")
+    yield list(SCHEDULES)
+
+
+def results_of(
+    case: Case, tensors: tuple[Tensor, ...], grad_output: Tensor, runs: list[tuple[int, int, int] | None], device: str
+) -> list[Tensor]:
+    """Output and gradients; the same bits under every schedule."""
+    first: list[Tensor] | None = None
+    for schedule in runs:
+        if schedule is not None:
+            torch.ops.cnnfast_emulated.set_schedule(*schedule)
+        output, gradients = forward_backward(case.op, tensors, case.arguments, grad_output, device)
+        results = [output, *gradients]
+        if first is None:
+            first = results
+        for one, other in zip(first, results, strict=True):
+            assert torch.equal(one, other), f"{case} depends on the schedule {schedule}"
+    assert first is not None
+    return [result.cpu() for result in first]
+
+
+def check(case: Case, dtype: torch.dtype, layout: str, runs: list[tuple[int, int, int] | None], device: str) -> None:
+    # Integers where a 16-bit map between convolution and pool would round its values to other winners.
+    integers = "max_pool2d" in case.op and dtype in (torch.float16, torch.bfloat16)
+    tensors = make_tensors(case, dtype, seed=1, integers=integers, layout=layout, weight_layout=layout)
+    shape = theirs(case.op, *(t.to("meta") for t in tensors), **case.arguments).shape
+    grad_output = random_tensor(shape, dtype, torch.Generator().manual_seed(2))
+    expected = reference(case.op, *tensors, grad_output=grad_output, **case.arguments)
+    results = results_of(case, tensors, grad_output, runs, device)
+    names = ["output", "grad_input", "grad_weight", "grad_bias"]
+    for name, actual, bound in zip(names, results, [expected.output, *expected.gradients], strict=False):
+        assert actual.dtype == dtype
+        assert_within(actual, bound, f"{case} {name}")
+
+
+# Emulated threads take microseconds each: images and maps of the size that matters, no more.
+MOST_PRODUCTS = 1_500_000
+CASES = [
+    case
+    for op in OPS
+    for case in cases(op)
+    if math.prod(case.input) * math.prod(case.weight or (1,)) / max(1, case.input[-3]) < MOST_PRODUCTS
+]
+LECTURE = [
+    Case(f"lecture_{i}", "conv2d_relu_max_pool2d", input, weight, True, {"padding": 1})
+    for i, (input, weight) in enumerate((((3, 1, 28, 28), (12, 1, 3, 3)), ((2, 12, 14, 14), (24, 12, 3, 3))))
+]
+
+
+@pytest.mark.parametrize("case", [*CASES, *LECTURE], ids=str)
+def test_every_case(case: Case, runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    check(case, torch.float32, "contiguous", runs, str(device))
+
+
+FEW = [case for case in CASES if case.label.startswith(("lopsided", "odd_batch_tail", "5x5", "odd_size", "tail"))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_layouts_and_dtypes(
+    case: Case, layout: str, dtype: torch.dtype, runs: list[tuple[int, int, int] | None], device: torch.device
+) -> None:
+    check(case, dtype, layout, runs[-1:], str(device))
+
+
+def test_winners_of_max_pool2d(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    """Ties, NaN and infinity as in torch, and its indices."""
+    generator = torch.Generator().manual_seed(3)
+    input = torch.randint(-1, 2, (2, 5, 11, 12), generator=generator).float()
+    input.view(-1)[torch.randperm(input.numel(), generator=generator)[:40]] = torch.tensor(
+        [math.nan, math.inf, -math.inf, -0.0]
+    ).repeat(10)
+    pool = {"kernel_size": 3, "stride": 2, "padding": 1}
+    expected, indices = F.max_pool2d(input, **pool, return_indices=True)
+    output, mine = autograd.MaxPool2d.compute(input.to(device), (3, 3, 2, 2, 1, 1, 1, 1, False))
+    torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(mine.cpu(), indices)
