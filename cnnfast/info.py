@@ -25,7 +25,8 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``versions``; ``library`` (its file, or the reason why it is not loaded); ``cpu`` (instruction set chosen, why,
-        those built and those this processor supports; None without the library); ``threads``; ``openmp`` (files of
+        those built and those this processor supports; None without the library); ``cuda`` (the CUDA library's file and
+        the compute capabilities it was built for, or why it is not loaded); ``threads``; ``openmp`` (files of
         the OpenMP runtimes in this process: more than one costs speed); ``environment``; ``ops`` (op -> device ->
         dtypes with a kernel of cnnfast's own); ``fallbacks`` (see :func:`cnnfast.fallbacks`).
     """
@@ -34,6 +35,11 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "library": {"file": library.path and library.path.name, "error": library.load_error},
         "cpu": None if library.load_error else json.loads(torch.ops.cnnfast.cpu_info()),
+        "cuda": {
+            "file": library.cuda_path and library.cuda_path.name,
+            "error": library.cuda_error,
+            "archs": None if library.cuda_error else torch.ops.cnnfast.cuda_archs(),
+        },
         "threads": torch.get_num_threads(),
         "openmp": openmp_runtimes(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -65,6 +71,8 @@ def render(info: dict[str, Any]) -> str:
             ("instruction set", f"{cpu['isa']}: {cpu['reason']}"),
             ("", f"built: {', '.join(cpu['built'])}; this processor has: {', '.join(cpu['supported'])}"),
         ]
+    cuda = info["cuda"]
+    rows.append(("CUDA", cuda["error"] or f"{cuda['file']} loaded, built for {cuda['archs']}"))
     rows.append(("threads", str(info["threads"])))
     if (openmp := info["openmp"]) is not None:
         rows += [("OpenMP runtimes", f"{len(openmp)}"), *(("", file) for file in openmp)]

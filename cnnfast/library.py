@@ -28,6 +28,8 @@ def _load(stem: str) -> tuple[Path | None, str | None]:
 
 
 path, load_error = _load("_C")
+#: The CUDA kernels, for a torch built with CUDA; their schemas are in _C.
+cuda_path, cuda_error = _load("_cuda") if load_error is None else (None, load_error)
 
 
 def op(name: str) -> Any:

@@ -33,9 +33,10 @@ OPS = (
 )
 
 #: device type -> the dtypes that have kernels there, the same for every op.
-KERNELS: dict[str, frozenset[torch.dtype]] = {
-    "cpu": frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-}
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+KERNELS: dict[str, frozenset[torch.dtype]] = {"cpu": _DTYPES}
+if library.cuda_error is None:
+    KERNELS["cuda"] = _DTYPES
 
 _CPU = KERNELS["cpu"]
 
@@ -80,7 +81,8 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
         # is_cpu first: making a device object costs more than the rest of this loop.
         dtypes = _CPU if tensor.is_cpu else KERNELS.get(tensor.device.type)
         if dtypes is None:
-            return Reason(f"no kernel for device {tensor.device.type}")
+            built = f" ({library.cuda_error})" if tensor.is_cuda else ""
+            return Reason(f"no kernel for device {tensor.device.type}{built}")
         if tensor.dtype not in dtypes:
             return Reason(f"no kernel for {tensor.dtype}")
         if tensor.layout is not torch.strided:

@@ -68,6 +68,8 @@ CNNFAST_LIBRARY(m) {
       "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
 
+  // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.
+  m.def("cuda_archs() -> str");
   // What was built and chosen, as JSON; another instruction set, for tests; the machine's FMA rate.
   m.def("cpu_info() -> str");
   m.def("set_cpu_isa(str isa) -> bool");

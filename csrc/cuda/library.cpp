@@ -1,4 +1,6 @@
 // Every op on CUDA, on one page: the launchers of csrc/ops over the kernels of this folder.
+#include <string>
+
 #include "cuda/avg_pool2d.h"
 #include "cuda/conv2d.h"
 #include "cuda/conv2d_relu_max_pool2d.h"
@@ -11,6 +13,12 @@
 #include "ops/conv_transpose2d.h"
 
 namespace cnnfast {
+
+#ifdef CNNFAST_CUDA_ARCHS
+static std::string cuda_archs() { return CNNFAST_CUDA_ARCHS; }
+
+STABLE_TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) { m.impl("cuda_archs", TORCH_BOX(&cuda_archs)); }
+#endif
 
 CNNFAST_LIBRARY_IMPL(CNNFAST_CUDA_KEY, m) {
   m.impl("relu_forward", TORCH_BOX(&relu_forward_op<Cuda>));
