@@ -41,34 +41,71 @@ static inline bool fused_takes(const Conv2dShape& conv, const Pool2dShape& pool)
          conv.H * conv.W < (int64_t{1} << 24);
 }
 
+// How many threads of a half-warp at most read pairs of floats from the same banks of shared memory, when neighbours
+// take neighbouring windows of a tile with Q windows a row: 1 is without conflict.
+static inline int64_t bank_conflicts(int64_t pitch, int64_t Q, int64_t windows) {
+  const int64_t kHalfWarp = 16, kPairs = 16, kLooked = 32;
+  int64_t worst = 1;
+  for (int64_t first = 0; first < min(windows, kLooked * kHalfWarp); first += kHalfWarp) {
+    int64_t ways[kPairs] = {};
+    for (int64_t window = first; window < min(windows, first + kHalfWarp); ++window)
+      worst = max(worst, ++ways[(window / Q * pitch + window % Q) % kPairs]);
+  }
+  return worst;
+}
+
+// The even pitch, of at least `columns`, with the fewest conflicts, and of those the smallest.
+static inline int64_t windows_pitch(int64_t columns, int64_t Q, int64_t windows) {
+  const int64_t least = round_up(columns, int64_t{2}), kTried = 16;
+  int64_t best = least;
+  for (int64_t pitch = least; pitch < least + kTried; pitch += 2)
+    if (bank_conflicts(pitch, Q, windows) < bank_conflicts(best, Q, windows)) best = pitch;
+  return best;
+}
+
+// Of blocks of `least` to `most` threads, whole warps, the one that leaves the fewest idle while it takes `items`
+// pieces of work in rounds; of equals the largest.
+static inline int busy_threads(int64_t items, int64_t least, int64_t most) {
+  int64_t best = most;
+  const auto slots = [&](int64_t threads) { return round_up(items, threads); };
+  for (int64_t threads = most; threads >= least; threads -= 32)
+    if (slots(threads) < slots(best)) best = threads;
+  return static_cast<int>(best);
+}
+
 // The fused forward: a block computes `rows` pooled rows of all channels, or `images` whole images.
 struct FusedPlan {
   bool fits;
-  int64_t images, rows, bands;  // images of a block; pooled rows of a block; bands of an image
+  int64_t images, rows, bands;  // images and pooled rows of a block; bands of an image
   Tile input;                   // of one image's band
-  int64_t shared_floats;        // weights, inputs
+  int64_t weights, staged;      // floats of shared memory: of all weights; of a block's pooled values, or codes
+  int64_t shared_bytes;
+  int threads;
 };
 constexpr int64_t kFusedChannels = 4;  // output channels of a thread
 
 static inline FusedPlan fused_plan(const Conv2dShape& conv, const Pool2dShape& pool) {
   FusedPlan plan{};
   if (!fused_takes(conv, pool)) return plan;
-  const int64_t weights = round_up(conv.K, kFusedChannels) * (1 + conv.C * conv.R * conv.S);
-  const auto tile = [&](int64_t rows) {
-    return Tile{2 * rows + conv.R - 1, round_up(2 * pool.Q + conv.S - 1, int64_t{2})};
+  plan.weights = round_up(conv.K, kFusedChannels) * (1 + conv.C * conv.R * conv.S);
+  const int64_t columns = 2 * pool.Q + conv.S - 1, room = kSharedBytes - plan.weights * 4;
+  const auto fit = [&](int64_t rows, int64_t pitch) {  // bytes of an image's band
+    plan.rows = rows;
+    plan.input = {2 * rows + conv.R - 1, pitch};
+    plan.staged = rows * pool.Q * conv.K;
+    return conv.C * plan.input.plane() * 4 + round_up(plan.staged, int64_t{4}) * 5;
   };
-  const int64_t room = kSharedBytes / 4 - weights;
-  plan.rows = pool.P;
-  while (plan.rows > 1 && conv.C * tile(plan.rows).plane() > room) plan.rows = (plan.rows + 1) / 2;
-  plan.input = tile(plan.rows);
-  const int64_t floats = conv.C * plan.input.plane();
-  if (floats > room) return plan;
+  int64_t rows = pool.P;
+  while (rows > 1 && fit(rows, round_up(columns, int64_t{2})) > room) rows = (rows + 1) / 2;
+  int64_t bytes = fit(rows, windows_pitch(columns, pool.Q, rows * pool.Q));
+  if (bytes > room) bytes = fit(rows, round_up(columns, int64_t{2}));
+  if (bytes > room) return plan;
   plan.bands = ceil_div(pool.P, plan.rows);
   // Whole images side by side, until a block has enough for its threads.
-  const int64_t kItems = 1024;
-  const int64_t items = plan.rows * pool.Q * ceil_div(conv.K, kFusedChannels);
-  plan.images = plan.bands > 1 ? 1 : max<int64_t>(1, min(min(kItems / items, room / floats), conv.N));
-  plan.shared_floats = weights + plan.images * floats;
+  const int64_t kItems = 1024, items = plan.rows * pool.Q * ceil_div(conv.K, kFusedChannels);
+  plan.images = plan.bands > 1 ? 1 : max<int64_t>(1, min(min(kItems / items, room / bytes), conv.N));
+  plan.shared_bytes = plan.weights * 4 + plan.images * bytes;
+  plan.threads = busy_threads(plan.images * items, 128, 384);
   plan.fits = true;
   return plan;
 }

@@ -28,23 +28,18 @@ struct alignas(16) Channels {
 
 // Per block of kFusedChannels output channels: biases, then [C][R][S] weights, channels innermost; zero beyond K.
 CNNFAST_DEVICE void load_weights(const Args& a, float* to) {
-  const Conv2dShape& s = a.conv;
   constexpr int kChannels = static_cast<int>(kFusedChannels);
-  const int taps = static_cast<int>(s.C * s.R * s.S), block = kChannels * (1 + taps);
-  const int count = static_cast<int>(ceil_div(s.K, kFusedChannels)) * block;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    const int k = i / block * kChannels + i % kChannels, tap = i % block / kChannels - 1;
-    float value = 0;
-    if (k < s.K) {
-      if (tap < 0) {
-        value = a.bias != nullptr ? a.bias[k] : 0.0f;
-      } else {
-        const int64_t c = tap / (s.R * s.S), r = tap / s.S % s.R, t = tap % s.S;
-        value = *a.weight.at(k, c, r, t);
-      }
-    }
-    to[i] = value;
-  }
+  const int K = static_cast<int>(a.conv.K), S = static_cast<int>(a.conv.S);
+  const int filter = static_cast<int>(a.conv.R) * S, taps = static_cast<int>(a.conv.C) * filter;
+  const auto place = [&](int k, int tap) {
+    return k / kChannels * kChannels * (1 + taps) + tap * kChannels + k % kChannels;
+  };
+  for (Walk at(static_cast<int>(a.conv.C), filter); at.outer < K; at.next())
+    to[place(at.outer, 1 + at.middle * filter + at.inner)] =
+        *a.weight.at(at.outer, at.middle, at.inner / S, at.inner % S);
+  for (int k = thread_rank(); k < K; k += block_threads()) to[place(k, 0)] = a.bias != nullptr ? a.bias[k] : 0.0f;
+  const int beyond = static_cast<int>(round_up(K, kChannels)) - K;
+  for (int i = thread_rank(); i < beyond * (1 + taps); i += block_threads()) to[place(K + i % beyond, i / beyond)] = 0;
 }
 
 // The first of equal values wins, a NaN wins over any number and the last NaN over earlier ones.
@@ -65,21 +60,31 @@ __global__ void fused(Args a, int64_t blocks) {
   const int C = static_cast<int>(a.conv.C), K = static_cast<int>(a.conv.K), Q = static_cast<int>(a.pool.Q);
   const int pitch = static_cast<int>(a.plan.input.pitch), plane = static_cast<int>(a.plan.input.plane());
   const int groups = (K + kChannels - 1) / kChannels, group_floats = kChannels * (1 + C * kSize * kSize);
-  float* const inputs = weights + groups * group_floats;
+  const int most_images = static_cast<int>(a.plan.images), staged = static_cast<int>(a.plan.staged);
+  float* const inputs = weights + a.plan.weights;
+  float* const values = inputs + most_images * C * plane;  // [image][staged]
+  uint8_t* const codes = reinterpret_cast<uint8_t*>(values + most_images * round_up(staged, 4));
 
   load_weights(a, weights);
+  // Of whole images the zeros stay where they are.
+  const bool whole = a.plan.bands == 1;
+  const auto band = [&](int64_t top) {
+    return Band(a.conv.C, a.conv.H, a.conv.W, 2 * top - a.conv.pad_top, -a.conv.pad_left, a.plan.input);
+  };
+  if (whole)
+    for (int i = 0; i < most_images; ++i) band(0).clear_outside(inputs + i * C * plane);
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Divided at = divide(block, a.plan.bands);
     const int64_t first = at.quotient * a.plan.images, top = at.remainder * a.plan.rows;
     const int images = static_cast<int>(min(a.plan.images, a.conv.N - first));
     const int pixels = static_cast<int>(min(a.plan.rows, a.pool.P - top)) * Q;
-    for (int i = 0; i < images; ++i)
-      load_tile(a.input, first + i, C, static_cast<int>(a.conv.H), static_cast<int>(a.conv.W),
-                static_cast<int>(2 * top - a.conv.pad_top), static_cast<int>(-a.conv.pad_left), a.plan.input,
-                inputs + i * C * plane);
+    const Staged order{K, pixels, by_channel(a.output)};
+    for (int i = 0; i < images; ++i) {
+      if (!whole) band(top).clear_outside(inputs);
+      band(top).load_inside(a.input, first + i, inputs + i * C * plane);
+    }
     __syncthreads();
-    for (int item = static_cast<int>(threadIdx.x); item < images * groups * pixels;
-         item += static_cast<int>(blockDim.x)) {
+    for (int item = thread_rank(); item < images * groups * pixels; item += block_threads()) {
       const int pixel = item % pixels, group = item / pixels % groups, image = item / pixels / groups;
       const int row = pixel / Q, column = pixel % Q;
       const float* x = inputs + image * C * plane + 2 * row * pitch + 2 * column;
@@ -115,14 +120,16 @@ __global__ void fused(Args a, int64_t blocks) {
       for (int k = 0; k < kChannels; ++k) {
         const int channel = group * kChannels + k;
         if (channel >= K) break;
-        float value;
-        uint8_t code;
-        pool_window(sum[k], &value, &code);
-        *a.output.at(first + image, channel, top + row, column) = value;
-        if (a.code.data != nullptr) *a.code.at(first + image, channel, top + row, column) = code;
+        const int to = image * staged + order.at(channel, pixel);
+        pool_window(sum[k], values + to, codes + to);
       }
     }
-    __syncthreads();  // before the next block's inputs
+    __syncthreads();
+    for (int i = 0; i < images; ++i) {
+      store_staged(order, values + i * staged, a.output, first + i, top);
+      if (a.code.data != nullptr) store_staged(order, codes + i * staged, a.code, first + i, top);
+    }
+    __syncthreads();  // before the next block's results
   }
 }
 
@@ -134,8 +141,8 @@ void fused_forward(Cuda device, const Conv2dShape& conv, const Pool2dShape& pool
   const int64_t blocks = ceil_div(conv.N, plan.images) * plan.bands;
   const Args args{conv, pool, plan, input, weight, bias, output, code};
   const auto kernel = conv.R == 3 ? fused<3> : fused<5>;
-  launch("conv2d_relu_max_pool2d", device, kernel, blocks, kThreads, static_cast<size_t>(plan.shared_floats) * 4, args,
-         blocks);
+  launch_resident("conv2d_relu_max_pool2d", device, kernel, blocks, plan.threads,
+                  static_cast<size_t>(plan.shared_bytes), args, blocks);
 }
 
 }  // namespace cnnfast

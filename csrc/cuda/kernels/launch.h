@@ -47,9 +47,32 @@ void launch(const char* name, Cuda device, void (*kernel)(Parameters...), int64_
   if (shared > kFreeShared)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                name);
-  kernel<<<count, static_cast<unsigned>(threads), shared, device.stream> > >(Parameters(args)...);
-  check_cuda(cudaGetLastError(), name);
+  const auto start = [&](Parameters... values) {
+    void* pointers[] = {&values...};
+    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(count), dim3(static_cast<unsigned>(threads)),
+                            pointers, shared, device.stream);
+  };
+  check_cuda(start(args...), name);
 #endif
+}
+
+// Starts a kernel whose blocks take their share of `work` pieces in turn: as many blocks as the device holds at a time,
+// for each begins with something that it then keeps. Results must not depend on how many there are.
+template <class... Parameters, class... Args>
+void launch_resident(const char* name, Cuda device, void (*kernel)(Parameters...), int64_t work, int threads,
+                     size_t shared, const Args&... args) {
+#ifdef CNNFAST_CUDA_EMULATION
+  const int64_t resident = 3;
+#else
+  int current = 0, multiprocessors = 0, blocks = 0;
+  check_cuda(cudaGetDevice(&current), name);
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, current), name);
+  check_cuda(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, reinterpret_cast<const void*>(kernel), threads, shared),
+      name);
+  const int64_t resident = static_cast<int64_t>(multiprocessors) * max(blocks, 1);
+#endif
+  launch(name, device, kernel, min(work, resident), threads, shared, args...);
 }
 
 // Starts a kernel whose threads take `count` indices with for_each_index.

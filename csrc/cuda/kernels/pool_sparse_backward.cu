@@ -26,13 +26,13 @@ struct Args {
 // The image's gradients and codes, [K][P * Q], and the map's gradient within its zeros.
 CNNFAST_DEVICE void load_gradients(const Args& a, int64_t n, float* g, uint8_t* code, float* map) {
   const int K = static_cast<int>(a.conv.K), Q = static_cast<int>(a.pool.Q), windows = static_cast<int>(a.pool.P) * Q;
-  const int threads = static_cast<int>(blockDim.x), rank = static_cast<int>(threadIdx.x);
+  const int threads = block_threads(), rank = thread_rank();
   const int pitch = static_cast<int>(a.plan.map.pitch), plane = static_cast<int>(a.plan.map.plane());
   if (a.grad_input.data != nullptr)
     for (int i = rank; i < K * plane; i += threads) map[i] = 0;
-  const bool by_channel = a.code.stride.c == 1 && a.code.stride.w != 1;
+  const bool channels_inner = by_channel(a.code);
   for (int i = rank; i < K * windows; i += threads) {
-    const int k = by_channel ? i % K : i / windows, window = by_channel ? i / K : i % windows;
+    const int k = channels_inner ? i % K : i / windows, window = channels_inner ? i / K : i % windows;
     const uint8_t winner = *a.code.at(n, k, window / Q, window % Q);
     g[k * windows + window] = winner < 4 ? *a.grad_output.at(n, k, window / Q, window % Q) : 0.0f;
     code[k * windows + window] = winner;
@@ -59,7 +59,7 @@ __global__ void backward(Args a) {
   const int windows = static_cast<int>(a.pool.P) * Q, parts = static_cast<int>(a.plan.parts);
   const int plane = static_cast<int>(a.plan.input.plane()), pitch = static_cast<int>(a.plan.input.pitch);
   const int map_plane = static_cast<int>(a.plan.map.plane()), map_pitch = static_cast<int>(a.plan.map.pitch);
-  const int rank = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int rank = thread_rank(), threads = block_threads();
   float* const x = shared;
   float* const map = x + C * plane;
   float* const g = map + K * map_plane;
@@ -70,11 +70,13 @@ __global__ void backward(Args a) {
   const bool sums_weight = a.partial != nullptr && part < parts;
   float sum[kTaps] = {}, bias = 0;
 
+  const Band input(C, H, W, -a.conv.pad_top, -a.conv.pad_left, a.plan.input);
+  input.clear_outside(x);
+
   const int64_t slice = blockIdx.x, begin = a.conv.N * slice / a.plan.slices;
   const int64_t end = a.conv.N * (slice + 1) / a.plan.slices;
   for (int64_t n = begin; n < end; ++n) {
-    load_tile(a.input, n, C, H, W, static_cast<int>(-a.conv.pad_top), static_cast<int>(-a.conv.pad_left), a.plan.input,
-              x);
+    input.load_inside(a.input, n, x);
     load_gradients(a, n, g, code, map);
     __syncthreads();
     if (sums_weight) {
@@ -89,9 +91,9 @@ __global__ void backward(Args a) {
       }
     }
     if (a.grad_input.data != nullptr) {
-      const bool by_channel = a.grad_input.stride.c == 1 && a.grad_input.stride.w != 1;
+      const bool channels_inner = by_channel(a.grad_input);
       for (int i = rank; i < C * H * W; i += threads) {
-        const int to = by_channel ? i % C : i / (H * W), pixel = by_channel ? i / C : i % (H * W);
+        const int to = channels_inner ? i % C : i / (H * W), pixel = channels_inner ? i / C : i % (H * W);
         const int h = pixel / W, w = pixel % W;
         float gradient = 0;
         for (int from = 0; from < K; ++from) {
