@@ -34,7 +34,7 @@ static void fused_forward(Cpu, const Conv2dShape& conv, const Pool2dShape& pool,
   });
 }
 
-static bool takes_pool_sparse(Cpu, const Conv2dShape& conv, const Pool2dShape& pool) {
+static bool takes_pool_sparse(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, bool /*want_input*/) {
   return cpu_kernels().conv2d_relu_max_pool2d.sparse(conv, pool);
 }
 

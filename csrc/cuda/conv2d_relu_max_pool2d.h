@@ -15,8 +15,8 @@ inline bool takes_fused(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, 
 void fused_forward(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
                    View<const float> weight, const float* bias, View<float> output, View<uint8_t> code);
 
-inline bool takes_pool_sparse(Cuda, const Conv2dShape& conv, const Pool2dShape& pool) {
-  return pool_sparse_plan(conv, pool).fits;
+inline bool takes_pool_sparse(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, bool want_input) {
+  return pool_sparse_plan(conv, pool, want_input).fits;
 }
 
 // From (pooled gradient, code) alone; what is null is not wanted. A code that is neither kClipped nor in the window

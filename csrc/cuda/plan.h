@@ -20,16 +20,14 @@ static constexpr ReductionPlan reduction_plan(int64_t sums, int64_t terms) {
   return {slices, static_cast<int>(max<int64_t>(32, min(threads, kMostThreads)))};
 }
 
-// A band of an image in shared memory, padded, so that kernels need no bounds: per channel `rows` rows of `pitch`
-// elements. An even pitch lets two neighbouring columns be read at once.
+// A band of an image in shared memory, padded, so that kernels need no bounds: channels `plane` elements apart, each
+// `rows` rows of `pitch`. Even numbers let two neighbouring columns be read at once.
 struct Tile {
-  int64_t rows, pitch;
-
-  CNNFAST_INLINE int64_t plane() const { return rows * pitch; }
+  int64_t rows, pitch, plane;
 };
 
-// What a block has without asking the driver for more, on every device.
-constexpr int64_t kSharedBytes = 48 << 10;
+// Shared memory of a block: what it has without asking for more, and what every device since Turing gives if asked.
+constexpr int64_t kSharedBytes = 48 << 10, kMostSharedBytes = 64 << 10;
 
 // What the fused kernels take, but for its size.
 static inline bool fused_takes(const Conv2dShape& conv, const Pool2dShape& pool) {
@@ -91,9 +89,9 @@ static inline FusedPlan fused_plan(const Conv2dShape& conv, const Pool2dShape& p
   const int64_t columns = 2 * pool.Q + conv.S - 1, room = kSharedBytes - plan.weights * 4;
   const auto fit = [&](int64_t rows, int64_t pitch) {  // bytes of an image's band
     plan.rows = rows;
-    plan.input = {2 * rows + conv.R - 1, pitch};
+    plan.input = {2 * rows + conv.R - 1, pitch, (2 * rows + conv.R - 1) * pitch};
     plan.staged = rows * pool.Q * conv.K;
-    return conv.C * plan.input.plane() * 4 + round_up(plan.staged, int64_t{4}) * 5;
+    return conv.C * plan.input.plane * 4 + round_up(plan.staged, int64_t{4}) * 5;
   };
   int64_t rows = pool.P;
   while (rows > 1 && fit(rows, round_up(columns, int64_t{2})) > room) rows = (rows + 1) / 2;
@@ -115,27 +113,43 @@ struct PoolSparsePlan {
   bool fits;
   int64_t slices;
   int64_t parts;    // of an image's windows, summed apart: one (k, c) pair of weights keeps that many threads busy
-  Tile input, map;  // of one image; of the gradient of its un-pooled map
-  int64_t threads;
-  int64_t shared_floats;
+  Tile input, map;  // of one image; of the gradient of its un-pooled map, for grad_input
+  int64_t input_floats, map_floats, filter_floats, staged_floats, gradient_floats;  // in shared memory, in this order
+  int64_t shared_bytes;
+  int threads;
 };
+constexpr int64_t kGradChannels = 2;  // input channels of a thread
 
-static inline PoolSparsePlan pool_sparse_plan(const Conv2dShape& conv, const Pool2dShape& pool) {
+static inline PoolSparsePlan pool_sparse_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool want_input) {
   PoolSparsePlan plan{};
-  const int64_t kMostThreads = 512, kMostSlices = 264;
-  if (!fused_takes(conv, pool) || conv.pad_top > conv.R - 1 || conv.pad_left > conv.S - 1 ||
-      conv.K * conv.C > kMostThreads)
+  const int64_t kMostThreads = 512, kMostSlices = 264, pairs = conv.K * conv.C;
+  if (!fused_takes(conv, pool) || max(conv.pad_top, conv.pad_bottom) >= conv.R ||
+      max(conv.pad_left, conv.pad_right) >= conv.S || pairs > kMostThreads)
     return plan;
   plan.slices = max<int64_t>(1, min(conv.N, kMostSlices));
-  plan.parts = max<int64_t>(1, 256 / (conv.K * conv.C));
-  plan.threads = round_up(conv.K * conv.C * plan.parts, int64_t{32});
-  plan.input = {2 * pool.P + conv.R - 1, 2 * pool.Q + conv.S - 1};
-  plan.map = {conv.H + conv.R - 1, conv.W + conv.S - 1};
-  const int64_t windows = conv.K * pool.P * pool.Q, sums = conv.K * (conv.C * conv.R * conv.S + 1);
-  plan.shared_floats =
-      max(conv.C * plan.input.plane() + conv.K * plan.map.plane() + windows + ceil_div(windows, int64_t{4}),
-          sums * plan.parts);
-  plan.fits = plan.shared_floats * 4 <= kSharedBytes;
+  plan.parts = max<int64_t>(1, 256 / pairs);
+  const int64_t windows = pool.P * pool.Q, sums = conv.K * (conv.C * conv.R * conv.S + 1);
+  // Threads side by side read side by side where channels are an odd number of elements apart.
+  const int64_t rows = 2 * pool.P + conv.R - 1, pitch = 2 * pool.Q + conv.S - 1;
+  plan.input = {rows, pitch, rows * pitch | 1};
+  plan.input_floats = round_up(conv.C * plan.input.plane, int64_t{4});
+  if (want_input) {
+    const int64_t columns = ceil_div(conv.W, int64_t{2}), squares = ceil_div(conv.H, int64_t{2}) * columns;
+    const int64_t map_rows = round_up(conv.H, int64_t{2}) + conv.R - 1;
+    const int64_t map_pitch = windows_pitch(2 * columns + conv.S - 1, columns, squares);
+    plan.map = {map_rows, map_pitch, map_rows * map_pitch};
+    plan.map_floats = round_up(conv.K * plan.map.plane, int64_t{4});
+    plan.filter_floats = round_up(conv.C, kGradChannels) * (1 + conv.K * conv.R * conv.S);
+    plan.filter_floats = round_up(plan.filter_floats, int64_t{4});
+    plan.staged_floats = round_up(conv.C * conv.H * conv.W, int64_t{4});
+  } else {
+    plan.gradient_floats = conv.K * windows;
+  }
+  const int64_t floats =
+      plan.input_floats + plan.map_floats + plan.filter_floats + plan.staged_floats + plan.gradient_floats;
+  plan.shared_bytes = max(floats * 4 + conv.K * windows, sums * plan.parts * 4);
+  plan.threads = static_cast<int>(round_up(pairs * plan.parts, int64_t{32}));
+  plan.fits = plan.shared_bytes <= kMostSharedBytes;
   return plan;
 }
 

@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_backward_op(const Tensor& grad_output, 
   check_output_mask(kFusedBackward, output_mask);
 
   const Guard<Device> guard(input);
-  if (input.scalar_type() != ScalarType::Float || !takes_pool_sparse(guard.device(), conv, pool)) {
+  if (input.scalar_type() != ScalarType::Float || !takes_pool_sparse(guard.device(), conv, pool, output_mask[0])) {
     const Tensor grad_map =
         max_pool2d_backward_as<uint8_t, Device>(grad_output, code, pool, suggests_channels_last(code));
     return conv2d_backward_as<Device>("conv2d_backward", grad_map, nullptr, input, weight, conv_options, output_mask);

@@ -40,7 +40,7 @@ class Walk {
 
 // A band of an image in shared memory: rows from `top`, columns from `left` of the image, zero outside of [H, W].
 struct Band {
-  int C, H, W, top, left, rows, pitch;
+  int C, H, W, top, left, rows, pitch, plane;
 
   CNNFAST_DEVICE Band(int64_t C, int64_t H, int64_t W, int64_t top, int64_t left, const Tile& tile)
       : C(static_cast<int>(C)),
@@ -49,14 +49,15 @@ struct Band {
         top(static_cast<int>(top)),
         left(static_cast<int>(left)),
         rows(static_cast<int>(tile.rows)),
-        pitch(static_cast<int>(tile.pitch)) {}
+        pitch(static_cast<int>(tile.pitch)),
+        plane(static_cast<int>(tile.plane)) {}
 
-  // to[(c * rows + i) * pitch + j] = 0 where (top + i, left + j) is outside; by all threads of the block.
+  // to[c * plane + i * pitch + j] = 0 where (top + i, left + j) is outside; by all threads of the block.
   CNNFAST_DEVICE void clear_outside(float* to) const {
     Walk at(rows, pitch);
     for (; at.outer < C; at.next()) {
       const int h = top + at.middle, w = left + at.inner;
-      if (h < 0 || h >= H || w < 0 || w >= W) to[(at.outer * rows + at.middle) * pitch + at.inner] = 0;
+      if (h < 0 || h >= H || w < 0 || w >= W) to[at.outer * plane + at.middle * pitch + at.inner] = 0;
     }
   }
 
@@ -67,7 +68,7 @@ struct Band {
     const float* const from = image.data + n * image.stride.n + first * image.stride.h;
     const auto copy = [&](int c, int row, int w) {
       if (w - left < pitch)
-        to[(c * rows + first - top + row) * pitch + w - left] =
+        to[c * plane + (first - top + row) * pitch + w - left] =
             from[c * image.stride.c + row * image.stride.h + w * image.stride.w];
     };
     if (by_channel(image)) {
