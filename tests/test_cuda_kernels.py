@@ -92,12 +92,35 @@ LECTURE = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, *LECTURE], ids=str)
+# More images than slices of the fused backward, more bands and blocks than are resident, parts of windows.
+MORE = [
+    Case("many_images", "conv2d_relu_max_pool2d", (300, 2, 6, 5), (3, 2, 3, 3), True, {"padding": 1}),
+    Case("bands", "conv2d_relu_max_pool2d", (2, 3, 70, 61), (5, 3, 3, 3), True, {"padding": (0, 1)}),
+]
+
+
+@pytest.mark.parametrize("case", [*CASES, *LECTURE, *MORE], ids=str)
 def test_every_case(case: Case, runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
     check(case, torch.float32, "contiguous", runs, str(device))
 
 
 FEW = [case for case in CASES if case.label.startswith(("lopsided", "odd_batch_tail", "5x5", "odd_size", "tail"))]
+
+
+def test_without_input_gradient(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    """The fused backward then keeps no map, and a slice's images follow each other in the same memory."""
+    case = Case("first_layer", "conv2d_relu_max_pool2d", (300, 1, 8, 8), (4, 1, 3, 3), True, {"padding": 1})
+    tensors = make_tensors(case, torch.float32, seed=1)
+    grad_output = random_tensor((300, 4, 4, 4), torch.float32, torch.Generator().manual_seed(2))
+    expected = reference(case.op, *tensors, grad_output=grad_output, **case.arguments).gradients[1:]
+    for schedule in runs:
+        if schedule is not None:
+            torch.ops.cnnfast_emulated.set_schedule(*schedule)
+        _, gradients = forward_backward(
+            case.op, tensors, case.arguments, grad_output, str(device), wanted=[False, True, True]
+        )
+        for actual, bound in zip(gradients, expected, strict=True):
+            assert_within(actual.cpu(), bound, f"{case} under {schedule}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,6 +130,33 @@ def test_layouts_and_dtypes(
     case: Case, layout: str, dtype: torch.dtype, runs: list[tuple[int, int, int] | None], device: torch.device
 ) -> None:
     check(case, dtype, layout, runs[-1:], str(device))
+
+
+@pytest.mark.parametrize("case", [c for c in LECTURE], ids=str)
+def test_winners_of_the_fused_op(case: Case, runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    """Ties, NaN and infinity: output and code are those of the CPU's kernels."""
+    generator = torch.Generator().manual_seed(4)
+    input, weight, bias = make_tensors(case, torch.float32, seed=3, integers=True)
+    input.view(-1)[torch.randperm(input.numel(), generator=generator)[:12]] = torch.tensor(
+        [math.nan, math.inf, -math.inf]
+    ).repeat(4)
+    options = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0)
+    expected = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(input, weight, bias, options, True)
+    arguments = [tensor.to(device) for tensor in (input, weight, bias)]
+    actual = autograd.Conv2dReLUMaxPool2d.compute(*arguments, options)
+    for mine, cpus in zip(actual, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), cpus, rtol=0, atol=0, equal_nan=True)
+
+
+def test_relu_of_special_values(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    input = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1.0, -1.0, 0.0], device=device)
+    leaf = input.clone().requires_grad_()
+    expected = F.relu(leaf)
+    expected.backward(torch.ones_like(expected))
+    output = autograd.ReLU.compute(input, ())
+    torch.testing.assert_close(output, expected.detach(), rtol=0, atol=0, equal_nan=True)
+    gradient = autograd._relu_backward(torch.ones_like(output), output)
+    assert torch.equal(gradient, leaf.grad)
 
 
 def test_winners_of_max_pool2d(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:

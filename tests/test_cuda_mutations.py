@@ -42,6 +42,6 @@ def test_mutation_is_caught(mutation: Mutation, copy: Path) -> None:
         result = run_tests(copy)
     finally:
         file.write_text(text)
-    # 1: tests ran and failed; anything else, such as a mutation that does not compile, proves nothing.
-    assert result.returncode == 1, f"not caught: {mutation.label}\n{result.stdout[-2000:]}"
-    assert "FAILED" in result.stdout, result.stdout[-2000:]
+    # Tests ran and failed, or crashed: a mutation that does not compile proves nothing.
+    assert result.returncode != 0, f"not caught: {mutation.label}"
+    assert result.returncode < 0 or "FAILED" in result.stdout, result.stdout[-2000:]

@@ -126,7 +126,7 @@ static inline PoolSparsePlan pool_sparse_plan(const Conv2dShape& conv, const Poo
   if (!fused_takes(conv, pool) || max(conv.pad_top, conv.pad_bottom) >= conv.R ||
       max(conv.pad_left, conv.pad_right) >= conv.S || pairs > kMostThreads)
     return plan;
-  plan.slices = max<int64_t>(1, min(conv.N, kMostSlices));
+  plan.slices = min(conv.N, kMostSlices);
   plan.parts = max<int64_t>(1, 256 / pairs);
   const int64_t windows = pool.P * pool.Q, sums = conv.K * (conv.C * conv.R * conv.S + 1);
   // Threads side by side read side by side where channels are an odd number of elements apart.

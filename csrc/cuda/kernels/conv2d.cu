@@ -74,15 +74,12 @@ struct BiasTerm {
 template <class A, class Term>
 __global__ void sum_slices(Term term, int64_t sums, int64_t terms, int64_t slices, A* partial) {
   CNNFAST_SHARED(A, warps, kThreads / kWarp);
-  for (int64_t block = blockIdx.x; block < sums * slices; block += gridDim.x) {
-    const Divided at = divide(block, sums);
-    const int64_t end = terms * (at.quotient + 1) / slices;
-    A sum = 0;
-    for (int64_t i = terms * at.quotient / slices + threadIdx.x; i < end; i += blockDim.x) sum += term(at.remainder, i);
-    sum = block_sum(sum, warps);
-    if (threadIdx.x == 0) partial[block] = sum;
-    __syncthreads();
-  }
+  const Divided at = divide(blockIdx.x, sums);
+  const int64_t end = terms * (at.quotient + 1) / slices;
+  A sum = 0;
+  for (int64_t i = terms * at.quotient / slices + threadIdx.x; i < end; i += blockDim.x) sum += term(at.remainder, i);
+  sum = block_sum(sum, warps);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
 // output[i] = the sum of its slices, in their order. `output` is a [K, C, R, S] view.
@@ -103,6 +100,7 @@ void reduce(const char* name, Cuda device, const Term& term, int64_t terms, int6
   using A = Compute<T>;
   const int64_t sums = K * C * R * S;
   const ReductionPlan plan = reduction_plan(sums, terms);
+  if (sums * plan.slices >= int64_t{1} << 31) fail(name, ": more than 2^31 partial sums, but got ", sums * plan.slices);
   A* partial = device.scratch<A>(sums * plan.slices);
   launch(name, device, sum_slices<A, Term>, sums * plan.slices, plan.threads, 0, term, sums, terms, plan.slices,
          partial);

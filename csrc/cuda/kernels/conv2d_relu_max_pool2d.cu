@@ -80,7 +80,7 @@ __global__ void fused(Args a, int64_t blocks) {
       store_staged(order, values + i * staged, a.output, first + i, top);
       if (a.code.data != nullptr) store_staged(order, codes + i * staged, a.code, first + i, top);
     }
-    __syncthreads();  // before the next block's results
+    // The next inputs may be loaded meanwhile; the barrier after them keeps the next results out.
   }
 }
 

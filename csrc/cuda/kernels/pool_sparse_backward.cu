@@ -143,13 +143,15 @@ __global__ void backward(Args a) {
       write_grad_input<kSize>(a, shared, order);
       __syncthreads();
       store_staged(order, shared.staged, a.grad_input, n, 0);
+    } else {
+      __syncthreads();  // before the next image, which otherwise begins with a barrier
     }
-    __syncthreads();  // before the next image
   }
   if (a.partial == nullptr) return;
 
-  // The parts of a pair are added in their order; shared memory is free again, of a slice without images, too.
-  __syncthreads();
+  // The parts of a pair are added in their order. All that they overwrite has been read before the last barrier, but
+  // for what is staged.
+  if (with_map) __syncthreads();
   const int pairs = K * C, all = pairs * kTaps + K;
   if (part < parts) {
     float* const own = base + part * all;
