@@ -97,9 +97,19 @@ MORE = [
     Case("many_images", "conv2d_relu_max_pool2d", (300, 2, 6, 5), (3, 2, 3, 3), True, {"padding": 1}),
     Case("bands", "conv2d_relu_max_pool2d", (2, 3, 70, 61), (5, 3, 3, 3), True, {"padding": (0, 1)}),
 ]
+# Channels enough for implicit GEMM: several tiles of pixels and channels, groups, strides, dilation, both directions.
+GEMM = [
+    Case("tiles", "conv2d", (2, 9, 13, 11), (70, 9, 3, 3), True, {"padding": 1}),
+    Case("two_tiles_of_channels", "conv2d_relu", (1, 33, 3, 5), (130, 33, 1, 1), True, {}),
+    Case("grouped", "conv2d", (1, 8, 9, 9), (34, 4, 3, 3), True, {"groups": 2}),
+    Case("strided", "conv2d", (2, 20, 11, 12), (33, 20, 3, 2), True,
+         {"stride": (2, 3), "padding": 1, "dilation": (1, 2)}),
+    Case("transposed", "conv_transpose2d", (2, 33, 5, 6), (33, 20, 3, 3), True,
+         {"stride": 2, "output_padding": 1, "groups": 1}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*CASES, *LECTURE, *MORE], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LECTURE, *MORE, *GEMM], ids=str)
 def test_every_case(case: Case, runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
     check(case, torch.float32, "contiguous", runs, str(device))
 
@@ -125,7 +135,7 @@ def test_without_input_gradient(runs: list[tuple[int, int, int] | None], device:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", FEW, ids=str)
+@pytest.mark.parametrize("case", [*FEW, *GEMM], ids=str)
 def test_layouts_and_dtypes(
     case: Case, layout: str, dtype: torch.dtype, runs: list[tuple[int, int, int] | None], device: torch.device
 ) -> None:

@@ -25,7 +25,9 @@ class Mutation:
 
 BARRIER = "__syncthreads();"
 FUSED, SPARSE = "kernels/conv2d_relu_max_pool2d.cu", "kernels/pool_sparse_backward.cu"
-CONV, MAX, AVG, RELU = (f"kernels/{name}.cu" for name in ("conv2d", "max_pool2d", "avg_pool2d", "relu"))
+CONV, GEMM, MAX, AVG, RELU = (
+    f"kernels/{name}.cu" for name in ("conv2d", "implicit_gemm", "max_pool2d", "avg_pool2d", "relu")
+)
 
 MUTATIONS = [
     Mutation("block_sum: no barrier between warps' sums", "kernels/block_sum.h", BARRIER, ""),
@@ -63,7 +65,8 @@ MUTATIONS = [
     Mutation("sparse: the map is not cleared", SPARSE, "shared.map[i] = 0", "(void)i"),
     Mutation("sparse: filters not turned round", SPARSE, "{w.c, w.n, -w.h, -w.w}", "{w.c, w.n, -w.w, -w.h}"),
     Mutation("sparse: a part is left out", SPARSE, "p < parts; ++p", "p < parts - (parts > 1); ++p"),
-    Mutation("sparse: clipped gradients count", SPARSE, "int winner = codes[window];", "int winner = codes[window] & 3;"),
+    Mutation("sparse: clipped gradients count", SPARSE, "int winner = codes[window];",
+             "int winner = codes[window] & 3;"),
     Mutation("sparse: a slice is left out", SPARSE, "slice < slices", "slice < slices - (slices > 1)"),
     Mutation("sparse: the window's row is lost", SPARSE, "column -= Q) ++row", "column -= Q) row += column < Q"),
     Mutation("conv2d: a slice begins an element late", CONV, "terms * at.quotient / slices + threadIdx.x",
@@ -71,6 +74,15 @@ MUTATIONS = [
     Mutation("conv2d: groups read the first group's channels", CONV, "group.quotient * conv.C + c", "c"),
     Mutation("conv2d: one column too many", CONV, "w >= s.W", "w > s.W"),
     Mutation("conv2d: the second slice is left out", CONV, "slice < slices", "slice < 1"),
+    Mutation("gemm: no barrier after the first step's loads", GEMM, BARRIER, "", 0),
+    Mutation("gemm: no barrier after a step's loads", GEMM, BARRIER, "", 1),
+    Mutation("gemm: one buffer instead of two", GEMM, "step % 2 * kDepth * kPitch;", "0 * kDepth * kPitch;"),
+    Mutation("gemm: taps in the wrong order", GEMM, "tap_w = 0, ++tap_h", "tap_w = 0, tap_h += 0"),
+    Mutation("gemm: a tile reads beyond the channels", GEMM, "c < conv.C && m < conv.M ?", "m < conv.M ?"),
+    Mutation("gemm: no barrier before results are staged", GEMM, BARRIER, "", 2),
+    Mutation("gemm: no barrier before results are stored", GEMM, BARRIER, "", 3),
+    Mutation("gemm: channels beyond the last are stored", GEMM, "m >= conv.M || places", "places"),
+    Mutation("gemm: the padding is not zero", GEMM, "w < conv_.w.size && c < conv_.C;", "c < conv_.C;"),
     Mutation("max_pool2d: a window too few", MAX, "+ 1, outputs", ", outputs"),
     Mutation("max_pool2d: dilation forgotten", MAX, "h0 + r * s.dilation_h", "h0 + r"),
     Mutation("avg_pool2d: padding forgotten", AVG, "at.h * s.stride_h - s.pad_h", "at.h * s.stride_h"),

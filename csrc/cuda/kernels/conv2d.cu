@@ -1,7 +1,7 @@
-// Convolution of any shape, type and layout, algorithm `direct`: a thread computes one output pixel of one channel, a
-// block one slice of one weight's gradient. What has a faster kernel does not come here; what comes here is right.
-#include "common/gather_conv.h"
+// Convolution of any shape, type and layout: which algorithm takes it, and algorithm `direct`, where a thread computes
+// one output pixel of one channel, and a block one slice of one weight's gradient.
 #include "cuda/conv2d.h"
+#include "cuda/implicit_gemm.h"
 #include "cuda/kernels/block_sum.h"
 #include "cuda/plan.h"
 
@@ -36,6 +36,7 @@ __global__ void gather(GatherConv conv, View<const T> source, GatherWeight<const
 template <class T>
 void run_gather(const char* name, Cuda device, const GatherConv& conv, View<const T> source,
                 GatherWeight<const T> weight, const T* bias, bool relu, View<T> output) {
+  if (takes_implicit_gemm(conv)) return implicit_gemm(name, device, conv, source, weight, bias, relu, output);
   const int64_t count = conv.N * conv.G * conv.M * conv.h.outputs * conv.w.outputs;
   // Threads side by side write side by side.
   const bool channels_last = output.stride.c < output.stride.w;
