@@ -104,6 +104,7 @@ GEMM = [
     Case("grouped", "conv2d", (1, 8, 9, 9), (34, 4, 3, 3), True, {"groups": 2}),
     Case("strided", "conv2d", (2, 20, 11, 12), (33, 20, 3, 2), True,
          {"stride": (2, 3), "padding": 1, "dilation": (1, 2)}),
+    Case("slices_of_pixels", "conv2d", (5, 4, 15, 18), (17, 4, 3, 3), True, {"padding": 1}),
     Case("transposed", "conv_transpose2d", (2, 33, 5, 6), (33, 20, 3, 3), True,
          {"stride": 2, "output_padding": 1, "groups": 1}),
 ]  # fmt: skip

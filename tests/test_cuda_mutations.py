@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_host.mutations import MUTATIONS, Mutation
+from cuda_host.mutations import MUTATIONS, TESTS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("csrc", "tests", "cnnfast", "pyproject.toml")
@@ -26,8 +26,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run_tests(copy: Path) -> subprocess.CompletedProcess[str]:
+def run_tests(copy: Path, chosen: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_cuda_kernels.py"]
+    command += ["-k", chosen]
     environment = os.environ | {"PYTHONPATH": str(copy)}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
@@ -39,7 +40,7 @@ def test_mutation_is_caught(mutation: Mutation, copy: Path) -> None:
     text = file.read_text()
     file.write_text(mutation.applied_to(text))
     try:
-        result = run_tests(copy)
+        result = run_tests(copy, TESTS.get(mutation.file, ""))
     finally:
         file.write_text(text)
     # Tests ran and failed, or crashed: a mutation that does not compile proves nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["MUTATIONS", "Mutation"]
+__all__ = ["MUTATIONS", "TESTS", "Mutation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,26 @@ class Mutation:
 
 BARRIER = "__syncthreads();"
 FUSED, SPARSE = "kernels/conv2d_relu_max_pool2d.cu", "kernels/pool_sparse_backward.cu"
+WEIGHT = "kernels/implicit_gemm_backward_weight.cu"
 CONV, GEMM, MAX, AVG, RELU = (
     f"kernels/{name}.cu" for name in ("conv2d", "implicit_gemm", "max_pool2d", "avg_pool2d", "relu")
 )
+
+# Which emulated tests exercise a file, as pytest's -k; the others, all of them.
+_FUSED_TESTS = "conv2d_relu_max_pool2d or fused or without_input_gradient"
+_GEMM_TESTS = "tiles or grouped or strided or transposed or lanes or slices_of_pixels"
+TESTS = {
+    FUSED: _FUSED_TESTS,
+    SPARSE: _FUSED_TESTS,
+    "kernels/direct_window.h": _FUSED_TESTS,
+    "kernels/tile.h": _FUSED_TESTS,
+    CONV: "conv2d- and not max_pool2d",
+    GEMM: _GEMM_TESTS,
+    WEIGHT: _GEMM_TESTS,
+    MAX: "max_pool2d and not conv2d",
+    AVG: "avg_pool2d",
+    RELU: "relu and not conv2d",
+}
 
 MUTATIONS = [
     Mutation("block_sum: no barrier between warps' sums", "kernels/block_sum.h", BARRIER, ""),
@@ -83,6 +100,13 @@ MUTATIONS = [
     Mutation("gemm: no barrier before results are stored", GEMM, BARRIER, "", 3),
     Mutation("gemm: channels beyond the last are stored", GEMM, "m >= conv.M || places", "places"),
     Mutation("gemm: the padding is not zero", GEMM, "w < conv_.w.size && c < conv_.C;", "c < conv_.C;"),
+    Mutation("weight gemm: no barrier after the first step's loads", WEIGHT, BARRIER, "", 0),
+    Mutation("weight gemm: no barrier after a step's loads", WEIGHT, BARRIER, "", 1),
+    Mutation("weight gemm: one buffer instead of two", WEIGHT, "step % 2 * kDepth * kColumnPitch;",
+             "0 * kDepth * kColumnPitch;"),
+    Mutation("weight gemm: a slice reads into the next", WEIGHT, "first + filter_depth(i) < end && k < K", "k < K"),
+    Mutation("weight gemm: the next image is forgotten", WEIGHT, "p = 0, ++n", "p = 0"),
+    Mutation("weight gemm: the padding is not zero", WEIGHT, "h >= 0 && h < s.H && w >= 0 &&", "h < s.H && w >= 0 &&"),
     Mutation("max_pool2d: a window too few", MAX, "+ 1, outputs", ", outputs"),
     Mutation("max_pool2d: dilation forgotten", MAX, "h0 + r * s.dilation_h", "h0 + r"),
     Mutation("avg_pool2d: padding forgotten", AVG, "at.h * s.stride_h - s.pad_h", "at.h * s.stride_h"),

@@ -132,6 +132,14 @@ void conv2d_backward_input(Cuda device, const Conv2dShape& s, View<const T> grad
 template <class T>
 void conv2d_backward_weight(Cuda device, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
                             View<T> grad_weight) {
+  if (takes_implicit_gemm_backward_weight(s)) {
+    constexpr const char* kName = "conv2d_backward_weight";
+    const WeightGradPlan plan = weight_grad_plan(s);
+    const int64_t C = s.C / s.G, sums = s.K * C * s.R * s.S;
+    Compute<T>* partial = device.scratch<Compute<T>>(sums * plan.slices);
+    implicit_gemm_backward_weight<T>(kName, device, s, plan, input, grad_output, partial);
+    return launch_over(kName, device, add_slices<T>, sums, partial, sums, plan.slices, C, s.R, s.S, grad_weight);
+  }
   reduce("conv2d_backward_weight", device, WeightTerm<T>{s, input, grad_output}, s.N * s.P * s.Q, s.K, s.C / s.G, s.R,
          s.S, grad_weight);
 }
