@@ -3,6 +3,8 @@
 #   make bench       train the lecture's network with cnnfast and with torch, then the benchmarks
 #   make test        the Python and the C++ tests
 #   make test-full   the slow ones: sanitizers, other instruction sets, the wheel, long random tests
+#   make gpu-check   on a machine with a GPU: build, test and sanitize the CUDA kernels with the Python that is there
+#   make ptx         the CUDA kernels as PTX, in build/ptx
 #   make lint        formatting, style, types
 #   make format      rewrite what `make lint` would complain of
 #   make clean       remove what was built (not the virtual environment)
@@ -25,7 +27,7 @@ sources := setup.py pyproject.toml $(shell find csrc -type f)
 installed := $(VENV)/.installed-torch-$(TORCH)
 later := $(VENV)-later/.torch-$(LATER_TORCH)
 
-.PHONY: bench test test-full wheel wheel-later lint format clean
+.PHONY: bench test test-full wheel wheel-later gpu-check ptx lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch-$(TORCH):
@@ -71,6 +73,20 @@ wheel-later: wheel $(later)
 test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) wheel-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
 	$(bin)/python -m pytest -m long
+
+# Nothing is installed: what a GPU machine has is what its users have.
+gpu-check:
+	$(PYTHON) tests/gpu_check.py
+
+# For a look at what the compiler makes of a kernel, and for tools that run PTX.
+ptx: $(foreach arch,80 90,$(patsubst csrc/cuda/kernels/%.cu,build/ptx/%.compute_$(arch).ptx,$(wildcard csrc/cuda/kernels/*.cu)))
+
+define ptx_rule
+build/ptx/%.compute_$(1).ptx: csrc/cuda/kernels/%.cu $(shell find csrc/cuda csrc/common -name "*.h")
+	mkdir -p build/ptx
+	nvcc -std=c++20 -O3 -lineinfo -arch=compute_$(1) -Icsrc --ptx $$< -o $$@
+endef
+$(foreach arch,80 90,$(eval $(call ptx_rule,$(arch))))
 
 cpp_files = $(shell git ls-files "*.cpp" "*.cu" "*.h")
 

@@ -349,8 +349,11 @@ def _run(
         results = autograd.PUBLIC[name](*tensors, *autograd.public_options(name, options))
         return results[0] if isinstance(results, tuple) and not all_results else results
     op = autograd.OPS[name]
-    if op.lower_precision and torch.is_autocast_enabled("cpu"):
-        tensors = lower_precision("cpu", *tensors)
+    if op.lower_precision:
+        # is_cpu first: making a device object costs as much as the question.
+        device = "cpu" if tensors[0].is_cpu else tensors[0].device.type  # type: ignore[union-attr]
+        if torch.is_autocast_enabled(device):
+            tensors = lower_precision(device, *tensors)
     run = op.compute if all_results else op.infer
     if torch.is_grad_enabled():
         for tensor in tensors:

@@ -175,13 +175,12 @@ _FAKE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _register_autocast(op: type[Op]) -> None:
-    key = torch._C.DispatchKey.AutocastCPU
+def _register_autocast(op: type[Op], device: str, key: Any) -> None:
     keys = torch._C.DispatchKeySet(key)
 
     def cast_and_call(keyset: Any, *args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return PUBLIC[op.name](*lower_precision("cpu", *args[:3]), *args[3:])
+            return PUBLIC[op.name](*lower_precision(device, *args[:3]), *args[3:])
 
     _lib.impl(op.name, cast_and_call, key.name, with_keyset=True)
 
@@ -212,7 +211,8 @@ def register() -> None:
     for op in OPS.values():
         _register_autograd(op)
         if op.lower_precision:
-            _register_autocast(op)
+            _register_autocast(op, "cpu", torch._C.DispatchKey.AutocastCPU)
+            _register_autocast(op, "cuda", torch._C.DispatchKey.AutocastCUDA)
 
 
 if library.load_error is None:

@@ -1,7 +1,7 @@
 """Builds the CUDA kernels and launchers for the CPU, over the emulation: ``python tests/cuda_host/build.py``.
 
 Prints the library's path; loaded into torch, it has every op as torch.ops.cnnfast_emulated.NAME. Only what changed is
-compiled. CXXFLAGS is honoured (for sanitizers).
+compiled. CXXFLAGS is honoured (for sanitizers); CNNFAST_CUDA_HOST names the folder in build/.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ rule link
 """
 
 
-def build(name: str = "cuda_host") -> Path:
-    """The library, in build/``name``."""
-    objects = ROOT / "build" / name
+def build() -> Path:
+    """The library."""
+    objects = ROOT / "build" / os.environ.get("CNNFAST_CUDA_HOST", "cuda_host")
     objects.mkdir(parents=True, exist_ok=True)
     package = Path(torch.__file__).parent
     library = objects / "cnnfast_emulated.so"

@@ -1,0 +1,102 @@
+"""What a machine with a GPU must show, stage by stage: ``python tests/gpu_check.py [--out DIR]``.
+
+Nothing is fetched: torch (2.11 or later, built with CUDA), nvcc, ninja and pytest must be installed. Each stage writes
+DIR/STAGE.json as soon as it ends, so that nothing is lost when time runs out; the exit code is that of the worst stage.
+
+    build       the library for this device's architecture alone
+    tests       every kernel's test on the device, and the dtype, layout and error tests that take a device
+    sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small shapes, where it is installed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE_TESTS = ["tests/test_cuda_kernels.py", "tests/test_exact.py", "tests/test_errors.py"]
+# Small shapes of every kernel: a sanitizer slows a kernel down a hundredfold.
+SANITIZED = "test_every_case and (lopsided or tail or odd_size or first_layer or tiles)"
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+def run(*command: str, **environment: str) -> dict[str, Any]:
+    """Runs a command, showing its output; how it ended, how long it took and its last lines."""
+    print("$", " ".join(command), flush=True)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    code = process.wait()
+    seconds = round(time.perf_counter() - start, 1)
+    return {"command": " ".join(command), "exit": code, "seconds": seconds, "output": lines[-40:]}
+
+
+def build() -> list[dict[str, Any]]:
+    import torch
+
+    arch = ".".join(map(str, torch.cuda.get_device_capability()))
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return [run(*command, CNNFAST_CUDA="1", TORCH_CUDA_ARCH_LIST=arch)]
+
+
+def tests() -> list[dict[str, Any]]:
+    return [run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", *DEVICE_TESTS)]
+
+
+def sanitizer() -> list[dict[str, Any]]:
+    if shutil.which("compute-sanitizer") is None:
+        return [{"command": "compute-sanitizer", "exit": 0, "seconds": 0.0, "output": ["not installed"]}]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", "-k", SANITIZED]
+    # Caching would hide what lies beyond a tensor, and what was never written, in one large allocation.
+    return [
+        run(
+            "compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *pytest, DEVICE_TESTS[0],
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )
+        for tool in TOOLS
+    ]  # fmt: skip
+
+
+STAGES: dict[str, Callable[[], list[dict[str, Any]]]] = {"build": build, "tests": tests, "sanitizer": sanitizer}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "build/gpu-check", help="folder of the stages' JSON")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which, in this order (default: all)")
+    arguments = parser.parse_args()
+    chosen = arguments.stages.split(",")
+    if unknown := set(chosen) - set(STAGES):
+        parser.error(f"--stages: must be among {','.join(STAGES)}, but got {','.join(sorted(unknown))}")
+    import torch
+
+    if not torch.cuda.is_available():
+        print(f"gpu_check: torch {torch.__version__} finds no GPU.", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    worst = 0
+    for stage in chosen:
+        steps = STAGES[stage]()
+        worst = max(worst, *(abs(step["exit"]) for step in steps))
+        about = {"device": device, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "steps": steps}
+        (arguments.out / f"{stage}.json").write_text(json.dumps(about, indent=1) + "\n")
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
