@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent
 # -ffp-contract=fast: a * b + c becomes one FMA, the same one wherever the source is the same.
 CXX_FLAGS = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
-# Turing to Blackwell, and PTX for what comes after.
-CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Turing to Blackwell.
+CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # Symbols come from the torch that is already loaded when _C is, hence no rpath and nothing of libtorch_python.
 LINK_FLAGS = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"]
 LIBRARIES = {"cnnfast._C": ["-ltorch_cpu"], "cnnfast._cuda": ["-ltorch_cuda", "-ltorch_cpu", "-lcudart"]}
@@ -94,6 +94,14 @@ def find_compiler() -> list[str]:
             "Install one (Debian, Ubuntu: apt install g++) or name one in the environment variable CXX."
         )
     return compiler
+
+
+def cuda_archs(nvcc: str) -> str:
+    """TORCH_CUDA_ARCH_LIST, or of the default one what this nvcc knows, and PTX of the last."""
+    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return chosen
+    known = {int(number) for number in re.findall(r"compute_(\d+)", run_nvcc(nvcc, "--list-gpu-arch").stdout)}
+    return ";".join(arch for arch in CUDA_ARCHS if int(arch.replace(".", "")) in known) + "+PTX"
 
 
 def gencode(archs: str) -> list[str]:
@@ -169,7 +177,10 @@ class BuildLibrary(build_ext):
         self.torch = find_torch(self.minimum)
         self.cuda = find_cuda(self.torch)
         if self.cuda is None:
-            self.extensions = [ext for ext in self.extensions if ext.name != "cnnfast._cuda"]
+            left_out = [ext for ext in self.extensions if ext.name == "cnnfast._cuda"]
+            for ext in left_out:  # of an earlier build in place, which would be loaded
+                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            self.extensions = [ext for ext in self.extensions if ext not in left_out]
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -192,13 +203,14 @@ class BuildLibrary(build_ext):
         except FileNotFoundError:
             raise SetupError("cnnfast needs ninja to build: pip install ninja.") from None
         except subprocess.CalledProcessError:
-            raise SetupError("cnnfast: a compiler failed; its messages are above.") from None
+            without = " CNNFAST_CUDA=0 builds the CPU kernels alone." if ext.name == "cnnfast._cuda" else ""
+            raise SetupError(f"cnnfast: a compiler failed; its messages are above.{without}") from None
 
     def ninja_file(self, ext: Extension, objects: Path, output: Path) -> str:
         package = Path(self.torch.__file__).parent
         isas = isa_sources() if ext.name == "cnnfast._C" else {}
         nvcc, cuda_libraries = self.cuda or ("nvcc", "")
-        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+        archs = cuda_archs(nvcc) if self.cuda else ""
         # The stable ABI of the oldest torch that is accepted: the same library runs on every later one.
         defines = [f"-DTORCH_TARGET_VERSION=0x{self.minimum[0]:02x}{self.minimum[1]:02x}000000000000"]
         defines += ["-DUSE_CUDA", f'-DCNNFAST_CUDA_ARCHS="{archs}"'] if ext.name == "cnnfast._cuda" else []
@@ -212,7 +224,7 @@ class BuildLibrary(build_ext):
             cxx=shlex.join(find_compiler()),
             flags=shlex.join([*CXX_FLAGS, *environment["CXXFLAGS"], *defines, *includes]),
             nvcc=shlex.quote(nvcc),
-            nvcc_flags=shlex.join([*NVCC_FLAGS, *gencode(archs), "-Icsrc"]),
+            nvcc_flags=shlex.join([*NVCC_FLAGS, *(gencode(archs) if self.cuda else []), "-Icsrc"]),
             link=shlex.join([*LINK_FLAGS, *environment["LDFLAGS"], *folders, *LIBRARIES[ext.name]]),
         )
         built = []

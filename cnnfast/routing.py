@@ -8,6 +8,7 @@ with ``CNNFAST_STRICT=1`` in the environment. While torch.compile or torch.expor
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import Counter
@@ -36,7 +37,8 @@ OPS = (
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 KERNELS: dict[str, frozenset[torch.dtype]] = {"cpu": _DTYPES}
 if library.cuda_error is None:
-    KERNELS["cuda"] = _DTYPES
+    # The 16-bit types have kernels, too, but without tensor cores, which torch's own ops use.
+    KERNELS["cuda"] = frozenset({torch.float32, torch.float64})
 
 _CPU = KERNELS["cpu"]
 
@@ -85,6 +87,8 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
             return Reason(f"no kernel for device {tensor.device.type}{built}")
         if tensor.dtype not in dtypes:
             return Reason(f"no kernel for {tensor.dtype}")
+        if tensor.is_cuda and not compiling and (unfit := _no_cuda_kernel(tensor.get_device())) is not None:
+            return unfit
         if tensor.layout is not torch.strided:
             return Reason(f"no kernel for layout {tensor.layout}")
     if library.load_error is not None:
@@ -102,6 +106,20 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
     if torch._C._get_tracing_state() is not None:
         return TRACING
     return None
+
+
+@functools.cache
+def _no_cuda_kernel(index: int) -> Reason | None:
+    """Why GPU ``index`` cannot run what the library was built for; None where it can."""
+    major, minor = torch.cuda.get_device_capability(index)
+    built = torch.ops.cnnfast.cuda_archs()
+    for arch in built.replace(" ", ";").split(";"):
+        number, _, ptx = arch.partition("+")
+        lowest = tuple(int(part) for part in number.rstrip("a").split("."))
+        # Machine code runs on later minors of its generation, PTX on everything later.
+        if lowest <= (major, minor) and (ptx or lowest[0] == major):
+            return None
+    return Reason(f"no kernel for compute capability {major}.{minor} (built for {built})")
 
 
 def _wrong_type(op: str, position: int, value: object) -> TypeError:

@@ -42,14 +42,19 @@ inline void check_list(const char* op, const char* name, Ints values, size_t cou
   }
 }
 
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                         const Tensor& like) {
+  CNNFAST_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op, ": ",
+                name, " must be on the device of ", like_name, ", but got ", like_name, ".device=", show_device(like),
+                ", ", name, ".device=", show_device(tensor));
+}
+
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like) {
   CNNFAST_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of ", like_name,
                 " (expected the same dtype for both), but got ", like_name, ".dtype=", like.scalar_type(), ", ", name,
                 ".dtype=", tensor.scalar_type());
-  CNNFAST_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op, ": ",
-                name, " must be on the device of ", like_name, ", but got ", like_name, ".device=", show_device(like),
-                ", ", name, ".device=", show_device(tensor));
+  check_device(op, name, tensor, like_name, like);
 }
 
 // [N, C, H, W] or, unbatched, [C, H, W].

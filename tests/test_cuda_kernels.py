@@ -17,7 +17,7 @@ from calls import forward_backward, theirs
 from cuda_host.build import build
 from torch import Tensor
 
-from cnnfast import autograd
+from cnnfast import autograd, library, routing
 from cnnfast.testing import DTYPES, LAYOUTS, OPS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
 # (order of threads and blocks, its seed, the byte that fills shared memory): NaN, or 1e30
@@ -40,7 +40,11 @@ def emulated() -> Iterator[None]:
 def runs(request: pytest.FixtureRequest, device: torch.device) -> Iterator[list[tuple[int, int, int] | None]]:
     """The schedules a test runs under: on a GPU there is one, and it is the GPU's."""
     if device.type == "cuda":
-        yield [None]
+        assert library.cuda_error is None, library.cuda_error
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(routing.KERNELS, "cuda", frozenset(DTYPES))  # all that there are, and no other route
+            patch.setenv("CNNFAST_STRICT", "1")
+            yield [None]
         return
     request.getfixturevalue("emulated")
     yield list(SCHEDULES)
@@ -157,6 +161,16 @@ def test_winners_of_the_fused_op(case: Case, runs: list[tuple[int, int, int] | N
     actual = autograd.Conv2dReLUMaxPool2d.compute(*arguments, options)
     for mine, cpus in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine.cpu(), cpus, rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_images_of_no_pixels(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    input, weight = torch.ones(0, 32, 0, 0, device=device), torch.ones(32, 16, 3, 3, device=device)
+    grad_output, options = torch.ones(0, 16, 0, 0, device=device), (1, 1, 1, 1, 0, 0, 1, 1, 1)
+    backward = autograd._conv_transpose2d_backward
+    grad_input, grad_weight, grad_bias = backward(grad_output, input, weight, options, [True] * 3)
+    assert grad_input.shape == input.shape
+    assert torch.equal(grad_weight, torch.zeros_like(weight))
+    assert torch.equal(grad_bias, torch.zeros(16, device=device))
 
 
 def test_relu_of_special_values(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:

@@ -20,7 +20,8 @@ struct MaxPool2dForward {
   View<Stored> winner;  // likewise; data is null where it is not wanted
 };
 
-// grad_input is dense in the order that channels_last says. For int64_t winners only N C H W P Q of the shape count.
+// grad_input is dense in the order that channels_last says. For int64_t winners the CPU's kernels need only
+// N C H W P Q of the shape.
 template <class T, class Stored>
 struct MaxPool2dBackward {
   Pool2dShape shape;

@@ -1,5 +1,5 @@
 // Contract of the general convolution, algorithm `implicit_gemm`: bodies in kernels/conv2d_forward.h and
-// kernels/conv2d_backward_weight.h, launchers in conv2d.cpp and conv_transpose2d.cpp.
+// kernels/conv2d_backward_weight.h, launcher in implicit_gemm.cpp.
 #pragma once
 
 #include <cstddef>

@@ -30,7 +30,7 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
                             View<float> grad_weight, float* grad_bias) {
   const DirectConv2dKernels& kernels = cpu_kernels().direct_conv2d;
   DirectConv2dBackwardPlan plan;
-  const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr || grad_bias != nullptr;
+  const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr;
   if ((want_input && grad_input.stride.w != 1) || !kernels.backward_plan(shape, &plan)) return false;
   const int64_t taps = shape.R * shape.S, weights = shape.K * shape.C * taps, slice_size = weights + shape.K;
   Workspace workspace(Workspace::needed<float>(plan.packed_weight) +
@@ -38,14 +38,15 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
   float* packed = workspace.take<float>(plan.packed_weight);
   float* partial = workspace.take<float>(plan.slices * slice_size);
   if (want_input) kernels.pack_backward_weight(shape, weight, packed);
-  const DirectConv2dBackward job{shape, plan, grad_output, output, input, packed, grad_input, want_weight};
+  const DirectConv2dBackward job{shape,      plan,        grad_output,         output, input, packed,
+                                 grad_input, want_weight, grad_bias != nullptr};
   parallel_tasks(plan.slices, [&](int64_t slice) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     float* sums = partial + slice * slice_size;
     std::memset(sums, 0, static_cast<size_t>(slice_size) * sizeof(float));
     kernels.backward(job, slice, sums, scratch.take<char>(plan.workspace_bytes));
   });
-  if (!want_weight) return true;
+  if (!want_weight && grad_bias == nullptr) return true;
   for (int64_t slice = 1; slice < plan.slices; ++slice)
     for (int64_t i = 0; i < slice_size; ++i) partial[i] += partial[slice * slice_size + i];
   if (grad_weight.data != nullptr)

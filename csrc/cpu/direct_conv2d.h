@@ -42,7 +42,7 @@ struct DirectConv2dBackward {
   View<const float> input;
   const float* packed_weight;
   View<float> grad_input;  // null: not wanted; stride.w must be 1
-  bool want_weight;        // grad_weight and grad_bias
+  bool want_weight, want_bias;
 };
 
 struct DirectConv2dKernels {

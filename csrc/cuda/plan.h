@@ -42,12 +42,14 @@ static inline bool fused_takes(const Conv2dShape& conv, const Pool2dShape& pool)
 // How many threads of a half-warp at most read pairs of floats from the same banks of shared memory, when neighbours
 // take neighbouring windows of a tile with Q windows a row: 1 is without conflict.
 static inline int64_t bank_conflicts(int64_t pitch, int64_t Q, int64_t windows) {
-  const int64_t kHalfWarp = 16, kPairs = 16, kLooked = 32;
-  int64_t worst = 1;
+  const int64_t kHalfWarp = 16, kPairs = 16, kLooked = 8;
+  int64_t worst = 1, row = 0, column = 0;
   for (int64_t first = 0; first < min(windows, kLooked * kHalfWarp); first += kHalfWarp) {
     int64_t ways[kPairs] = {};
-    for (int64_t window = first; window < min(windows, first + kHalfWarp); ++window)
-      worst = max(worst, ++ways[(window / Q * pitch + window % Q) % kPairs]);
+    for (int64_t window = first; window < min(windows, first + kHalfWarp); ++window) {
+      worst = max(worst, ++ways[(row + column) % kPairs]);
+      if (++column == Q) column = 0, row += pitch;
+    }
   }
   return worst;
 }
@@ -55,9 +57,11 @@ static inline int64_t bank_conflicts(int64_t pitch, int64_t Q, int64_t windows) 
 // The even pitch, of at least `columns`, with the fewest conflicts, and of those the smallest.
 static inline int64_t windows_pitch(int64_t columns, int64_t Q, int64_t windows) {
   const int64_t least = round_up(columns, int64_t{2}), kTried = 16;
-  int64_t best = least;
-  for (int64_t pitch = least; pitch < least + kTried; pitch += 2)
-    if (bank_conflicts(pitch, Q, windows) < bank_conflicts(best, Q, windows)) best = pitch;
+  int64_t best = least, fewest = bank_conflicts(least, Q, windows);
+  for (int64_t pitch = least + 2; pitch < least + kTried; pitch += 2) {
+    const int64_t conflicts = bank_conflicts(pitch, Q, windows);
+    if (conflicts < fewest) best = pitch, fewest = conflicts;
+  }
   return best;
 }
 

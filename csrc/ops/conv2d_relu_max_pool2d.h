@@ -82,6 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> fused_backward_op(const Tensor& grad_output, 
   CNNFAST_CHECK(same_size(code, grad_output), kFusedBackward,
                 ": code must have the shape of grad_output, but got code.shape=", show_size(code),
                 ", grad_output.shape=", show_size(grad_output));
+  check_device(kFusedBackward, "code", code, "grad_output", grad_output);
   check_output_mask(kFusedBackward, output_mask);
 
   const Guard<Device> guard(input);

@@ -70,6 +70,7 @@ Tensor max_pool2d_backward_op(const Tensor& grad_output, const Tensor& indices, 
   CNNFAST_CHECK(same_size(indices, grad_output), kOp,
                 ": indices must have the shape of grad_output, but got indices.shape=", show_size(indices),
                 ", grad_output.shape=", show_size(grad_output));
+  check_device(kOp, "indices", indices, "grad_output", grad_output);
   const Pool2dShape s = pool2d_shape(kOp, batch_of(grad_output), size_from_end(grad_output, 3), input_size[0],
                                      input_size[1], max_pool2d_options(options));
   CNNFAST_CHECK(size_from_end(grad_output, 2) == s.P && size_from_end(grad_output, 1) == s.Q, kOp,

@@ -24,8 +24,8 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
-// Of a block on every supported device; devices with more take larger launches (compute capability 8.6, 12.0).
-constexpr size_t kMostShared = size_t{227} << 10;
+// What a block may ask for on every device since compute capability 7.5; most have more.
+constexpr size_t kMostShared = size_t{64} << 10;
 
 // Runs threads of the block, one after another until one waits; then it waits with that one.
 struct Fiber {
@@ -62,6 +62,7 @@ struct Machine {
   unsigned current = 0;
   std::map<std::tuple<std::string, unsigned, unsigned, std::string>, std::pair<size_t, std::unique_ptr<char[]>>> shared;
   std::unique_ptr<char[]> dynamic;
+  size_t shared_bytes = 0;  // both
   std::string error;
 
   Context scheduler;
@@ -303,7 +304,7 @@ void launch(const char* name, unsigned blocks, unsigned threads, size_t shared_b
   };
   check(threads > 0 && threads <= kMostThreads, "a block has 1 to 1024 threads, not " + std::to_string(threads));
   check(blocks <= 0x7fffffffu, "a grid has at most 2^31 - 1 blocks");
-  check(shared_bytes <= kMostShared, "a block has at most 227 KB of shared memory");
+  check(shared_bytes <= kMostShared, "a block has at most 64 KB of shared memory");
 
   machine.name = name;
   machine.kernel = &kernel;
@@ -318,6 +319,7 @@ void launch(const char* name, unsigned blocks, unsigned threads, size_t shared_b
     blockIdx = {block, 0, 0};
     machine.threads.assign(threads, Thread{});
     machine.shared.clear();
+    machine.shared_bytes = shared_bytes;
     machine.dynamic.reset(new char[shared_bytes]);
     std::memset(machine.dynamic.get(), machine.poison, shared_bytes);
     try {
@@ -339,6 +341,8 @@ void* shared_array(size_t bytes, const char* type, const Site& site) {
   auto& [size, data] = machine.shared[{site.file_name(), site.line(), site.column(), type}];
   if (data == nullptr) {
     size = bytes;
+    machine.shared_bytes += bytes;
+    if (machine.shared_bytes > kMostShared) violation("a block has at most 64 KB of shared memory", site);
     data.reset(new char[bytes]);
     std::memset(data.get(), machine.poison, bytes);
   }

@@ -162,14 +162,16 @@ static void direct_conv2d_backward(const DirectConv2dBackward& job, int64_t task
       const DirectConv2d input_gradient{gather, {}, {}, job.grad_input, job.packed_weight, false};
       direct_conv2d_rows(input_gradient, dy, band.gradient, n, top, min(job.plan.band, conv.H - top));
     }
-    if (!job.want_weight) continue;
+    if (!job.want_weight && !job.want_bias) continue;
     // Gradient rows of the band's own: as many as input rows, and the last takes the rest.
     const int64_t end = index + 1 < job.plan.bands ? min(top + job.plan.band, conv.P) : conv.P, rows = end - top;
     if (rows <= 0) continue;
-    copy_padded(conv, job.input, n, top, band.input, x);
     const float* own = dy + gather.pad_top * band.gradient.pitch + gather.pad_left;
-    add_weight_grad(conv, band, x, own, rows, sums);
-    add_bias_grad(conv, band.gradient, own, rows, sums + conv.K * conv.C * conv.R * conv.S);
+    if (job.want_weight) {
+      copy_padded(conv, job.input, n, top, band.input, x);
+      add_weight_grad(conv, band, x, own, rows, sums);
+    }
+    if (job.want_bias) add_bias_grad(conv, band.gradient, own, rows, sums + conv.K * conv.C * conv.R * conv.S);
   }
 }
 
@@ -182,6 +184,8 @@ static bool direct_conv2d_backward_plan(const Conv2dShape& conv, DirectConv2dBac
   const int64_t weights = conv.K * conv.C * conv.R * conv.S;
   const int64_t band = band_of(conv.H, conv.N, 2 * weights * conv.W,
                                [&](int64_t rows) { return BackwardBand(conv, rows).floats * 4 <= kBackwardBandBytes; });
+  // Rows so wide that not even one fits are for implicit GEMM, which cuts them.
+  if (BackwardBand(conv, band).floats * 4 > 2 * kBackwardBandBytes) return false;
   plan->band = band;
   plan->bands = ceil_div(conv.H, band);
   plan->packed_weight = conv.C + weights;

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   const auto column_of = [&](int i) { return kNeighbours ? rank / kDepth + i * (kThreads / kDepth) : rank % kColumns; };
   const auto pixel_at = [&](int depth) {
-    const ImageIndex at = image_index(begin + depth, 1, s.P, s.Q, false);
+    const ImageIndex at = image_index(begin + depth, 1, max<int64_t>(s.P, 1), max<int64_t>(s.Q, 1), false);
     return Pixel{at.n, static_cast<int>(at.h), static_cast<int>(at.w)};
   };
 

@@ -28,7 +28,9 @@ constexpr int kThreads = 256;
 
 #ifndef CNNFAST_CUDA_EMULATION
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail(what, ": ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or whoever asks next is told of it
+  fail(what, ": ", cudaGetErrorString(error));
 }
 #endif
 

@@ -119,7 +119,7 @@ __global__ void backward(Args a) {
       for (int i = rank; i < a.plan.map_floats; i += block_threads()) shared.map[i] = 0;
       __syncthreads();
     }
-    input.load_inside(a.input, n, shared.input);
+    if (a.partial != nullptr) input.load_inside(a.input, n, shared.input);
     load_gradients(a, n, with_map, shared);
     __syncthreads();
     if (sums_weight) {
