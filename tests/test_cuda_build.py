@@ -16,7 +16,7 @@ SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/kernels/*.cu"))
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
 # Registers of a thread at most, by kernel: of 65,536, so that a multiprocessor holds two blocks of 320 and more.
-BUDGET = {"gemm<": 192, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
+BUDGET = {"gemm<": 255, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
 DEFAULT_BUDGET = 96
 # Bytes that the tiles of implicit GEMM may spill (to be brought to 0); no other kernel may.
 MOST_SPILLED = 192
