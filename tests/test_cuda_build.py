@@ -1,4 +1,4 @@
-"""nvcc compiles every CUDA kernel for every listed GPU without a warning or a spill, within its budget of registers."""
+"""nvcc compiles every CUDA kernel for every listed GPU without a warning, within its budget of registers and spills."""
 
 from __future__ import annotations
 
