@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/kernels/*.cu"))
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
-# Registers of a thread at most, by kernel: of 65,536, so that a multiprocessor holds two blocks of 320 and more.
+# Registers of a thread at most, by kernel: of the 65,536 of a multiprocessor, which should hold several blocks.
 BUDGET = {"gemm<": 255, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
-DEFAULT_BUDGET = 96
+DEFAULT_BUDGET = 128
 # Bytes that the tiles of implicit GEMM may spill (to be brought to 0); no other kernel may.
 MOST_SPILLED = 192
 

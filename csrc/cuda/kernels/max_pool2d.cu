@@ -13,7 +13,7 @@ CNNFAST_DEVICE Stored stored(const Pool2dShape& s, int64_t r, int64_t t, int64_t
 }
 
 template <class T, class Stored>
-__global__ void forward(MaxPool2dForward<T, Stored> a, int64_t count) {
+__global__ void __launch_bounds__(kThreads, 2) forward(MaxPool2dForward<T, Stored> a, int64_t count) {
   constexpr bool kRelu = sizeof(Stored) == 1;
   const Pool2dShape& s = a.shape;
   for_each_index(count, [&](int64_t index) {
@@ -38,7 +38,7 @@ __global__ void forward(MaxPool2dForward<T, Stored> a, int64_t count) {
 }
 
 template <class T, class Stored>
-__global__ void backward(MaxPool2dBackward<T, Stored> a, int64_t count) {
+__global__ void __launch_bounds__(kThreads, 2) backward(MaxPool2dBackward<T, Stored> a, int64_t count) {
   const Pool2dShape& s = a.shape;
   // Rows of windows that an input row may belong to; those of a column likewise.
   const auto windows = [](int64_t at, int64_t pad, int64_t kernel, int64_t dilation, int64_t stride, int64_t outputs) {
