@@ -21,6 +21,7 @@ class CudaScratch {
 struct Cuda {
   cudaStream_t stream;
   const CudaScratch* memory;
+  bool allow_tf32;  // whether float32 may be rounded to tf32 for tensor cores
 
   template <class T>
   T* scratch(int64_t count) const {

@@ -16,8 +16,9 @@ namespace cnnfast {
 template <>
 class Guard<Cuda> final : public CudaScratch {
  public:
-  explicit Guard(const Tensor& tensor)
-      : tensor_(tensor)
+  explicit Guard(const Tensor& tensor, bool allow_tf32 = false)
+      : tensor_(tensor),
+        allow_tf32_(allow_tf32)
 #ifndef CNNFAST_CUDA_EMULATION
         ,
         device_(tensor.get_device_index()) {
@@ -32,7 +33,7 @@ class Guard<Cuda> final : public CudaScratch {
   Guard(const Guard&) = delete;
   Guard& operator=(const Guard&) = delete;
 
-  Cuda device() const { return {stream_, this}; }
+  Cuda device() const { return {stream_, this, allow_tf32_}; }
 
   void* allocate(size_t bytes) const override {
     scratch_.push_back(empty_vector(tensor_, static_cast<int64_t>(bytes), ScalarType::Byte));
@@ -41,6 +42,7 @@ class Guard<Cuda> final : public CudaScratch {
 
  private:
   const Tensor& tensor_;
+  const bool allow_tf32_;
 #ifndef CNNFAST_CUDA_EMULATION
   torch::stable::accelerator::DeviceGuard device_;
 #endif

@@ -2,7 +2,7 @@
 // on the device nor on how many multiprocessors it has.
 #pragma once
 
-#include "common/shape.h"
+#include "common/gather_conv.h"
 
 namespace cnnfast {
 
@@ -18,6 +18,59 @@ static constexpr ReductionPlan reduction_plan(int64_t sums, int64_t terms) {
   const int64_t slices = max<int64_t>(1, min(wanted, terms / (kTermsOfThread * kMostThreads)));
   const int64_t threads = round_up(ceil_div(terms, slices * kTermsOfThread), int64_t{32});
   return {slices, static_cast<int>(max<int64_t>(32, min(threads, kMostThreads)))};
+}
+
+// Whether a matrix product pays: below, tiles are mostly padding.
+static inline bool takes_implicit_gemm(const GatherConv& conv) { return conv.M >= 16 && conv.C * conv.taps() >= 32; }
+
+// Its kernels on tensor cores keep places of rows, columns and chunks in 32 bits.
+constexpr int64_t kMostOfMma = int64_t{1} << 30;
+static inline bool axis_takes_mma(const GatherAxis& axis) {
+  const int64_t reach = axis.taps * axis.spread, origin = max(axis.origin, -axis.origin);
+  return axis.size < kMostOfMma && reach < kMostOfMma / 4 && origin < kMostOfMma / 4 &&
+         axis.outputs * axis.step < kMostOfMma / 4;
+}
+static inline bool takes_mma(const GatherConv& conv) {
+  const int64_t kMostPadding = 8, padded = round_up(conv.C, kMostPadding);
+  return axis_takes_mma(conv.h) && axis_takes_mma(conv.w) && conv.taps() * padded < kMostOfMma &&
+         conv.h.size * conv.w.size < kMostOfMma / (conv.G * padded);
+}
+// Output channels of a block: few, where there are few, or few blocks otherwise.
+static inline int64_t mma_tile_channels(const GatherConv& conv) {
+  const int64_t kBlocks = 512, kPixels = 128;
+  const int64_t blocks = ceil_div(conv.M, int64_t{128}) * conv.G * ceil_div(conv.pixels(), kPixels);
+  return conv.M <= 32 ? 32 : conv.M <= 64 || blocks < kBlocks ? 64 : 128;
+}
+
+// The weight gradient as a matrix product: tiles of a group's output channels and of its columns (channel and tap),
+// and slices of the pixels.
+struct WeightGradPlan {
+  int64_t filters, columns;  // of a tile
+  int64_t tiles_k, tiles_c, slices;
+};
+constexpr int kPlainFilters = 64, kPlainColumns = 128;
+
+// `columns` in all, padded or not, in tiles of `filters` and `tile_columns`.
+static inline WeightGradPlan weight_grad_plan(const Conv2dShape& s, int64_t columns, int64_t filters,
+                                              int64_t tile_columns) {
+  const int64_t kBlocks = 512, kMostSlices = 64, kPixelsOfSlice = 512, kMostFloats = int64_t{1} << 24;
+  const int64_t tiles_k = ceil_div(s.K / s.G, filters), tiles_c = ceil_div(columns, tile_columns);
+  const int64_t weights = s.K * (s.C / s.G) * s.R * s.S, pixels = s.N * s.P * s.Q;
+  const int64_t wanted = ceil_div(kBlocks, tiles_k * tiles_c * s.G);
+  const int64_t fits = max<int64_t>(1, min(pixels / kPixelsOfSlice, kMostFloats / max<int64_t>(1, weights)));
+  return {filters, tile_columns, tiles_k, tiles_c, min(min(wanted, kMostSlices), fits)};
+}
+static inline WeightGradPlan plain_weight_grad_plan(const Conv2dShape& s) {
+  return weight_grad_plan(s, s.C / s.G * s.R * s.S, kPlainFilters, kPlainColumns);
+}
+// `padded`: channels of a group, in whole chunks.
+static inline WeightGradPlan mma_weight_grad_plan(const Conv2dShape& s, int64_t padded) {
+  const int64_t columns = padded * s.R * s.S;
+  return weight_grad_plan(s, columns, s.K / s.G <= 64 ? 64 : 128, columns <= 64 ? 64 : 128);
+}
+static inline bool takes_implicit_gemm_backward_weight(const Conv2dShape& s) {
+  return s.K / s.G >= 16 && s.C / s.G * s.R * s.S >= 32 && s.P < kMostOfMma && s.Q < kMostOfMma &&
+         max(s.pad_top + s.R * s.dilation_h, s.pad_left + s.S * s.dilation_w) < kMostOfMma;
 }
 
 // A band of an image in shared memory, padded, so that kernels need no bounds: channels `plane` elements apart, each

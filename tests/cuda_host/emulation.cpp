@@ -34,6 +34,14 @@ struct Fiber {
   void* fake_stack = nullptr;  // AddressSanitizer's
 };
 
+// A cp.async that was issued.
+struct Copy {
+  void* to;
+  const void* from;
+  bool present;
+  unsigned group;
+};
+
 enum class State { unstarted, ready, at_barrier, in_warp, done };
 
 struct Thread {
@@ -46,6 +54,11 @@ struct Thread {
   size_t size = 0;
   alignas(16) unsigned char value[16], result[16];
   const std::function<unsigned(unsigned)>* source = nullptr;
+  void* operand = nullptr;
+  void (*compute)(void* const* operands) = nullptr;
+  // Of cp.async: copies on their way, and how many groups were closed.
+  std::vector<Copy> copies;
+  unsigned groups = 0;
 };
 
 struct Machine {
@@ -135,6 +148,8 @@ void fiber_main() {
       const unsigned index = machine.current;
       enter_thread(index, fiber);
       (*machine.kernel)();
+      if (!machine.threads[index].copies.empty())
+        violation("a thread ends while its copies are on their way", Site::current());
       machine.threads[index].state = State::done;
     } while (take_unstarted());
     machine.idle.push_back(fiber);
@@ -258,6 +273,11 @@ bool complete_collective() {
       std::memcpy(other.result, machine.threads[first + from].value, other.size);
     }
   }
+  if (mine.compute != nullptr) {
+    void* operands[kWarp];
+    for (unsigned lane = 0; lane < kWarp; ++lane) operands[lane] = machine.threads[first + lane].operand;
+    mine.compute(operands);
+  }
   for (unsigned lane = 0; lane < kWarp; ++lane)
     if ((mine.mask >> lane & 1) != 0) machine.threads[first + lane].state = State::ready;
   return true;
@@ -360,6 +380,7 @@ void exchange(unsigned mask, void* value, size_t size, const std::function<unsig
   std::memcpy(thread.value, value, size);
   thread.size = size;
   thread.source = &source;
+  thread.compute = nullptr;
   join_collective(mask, site);
   std::memcpy(value, machine.threads[index].result, size);
 }
@@ -368,8 +389,47 @@ unsigned vote(unsigned mask, bool predicate, const Site& site) {
   const unsigned index = machine.current;
   machine.threads[index].predicate = predicate;
   machine.threads[index].source = nullptr;
+  machine.threads[index].compute = nullptr;
   join_collective(mask, site);
   return machine.threads[index].ballot;
+}
+
+void whole_warp(void* operand, void (*compute)(void* const* operands), const Site& site) {
+  Thread& thread = machine.threads[machine.current];
+  thread.source = nullptr;
+  thread.operand = operand;
+  thread.compute = compute;
+  join_collective(0xffffffffu, site);
+}
+
+void deliver(const Copy& copy) {
+  if (copy.present) {
+    std::memcpy(copy.to, copy.from, 16);
+  } else {
+    std::memset(copy.to, 0, 16);
+  }
+}
+
+void copy_async(void* to, const void* from, bool present, const Site& site) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    violation("cp.async of 16 bytes whose places are not aligned to them", site);
+  Thread& thread = machine.threads[machine.current];
+  const Copy copy{to, from, present, thread.groups};
+  const bool late = machine.schedule == Schedule::ascending || machine.schedule == Schedule::warps_descending;
+  if (!late) return deliver(copy);
+  std::memset(to, machine.poison, 16);
+  thread.copies.push_back(copy);
+}
+
+void commit_copies() { ++machine.threads[machine.current].groups; }
+
+void wait_for_copies(unsigned pending) {
+  Thread& thread = machine.threads[machine.current];
+  std::erase_if(thread.copies, [&](const Copy& copy) {
+    if (copy.group + pending >= thread.groups) return false;
+    deliver(copy);
+    return true;
+  });
 }
 
 }  // namespace cnnfast::emulation

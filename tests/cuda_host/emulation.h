@@ -32,6 +32,9 @@ constexpr int kSchedules = 4;
 // For launches from now on. `poison` fills shared memory before a block starts.
 void set_schedule(Schedule schedule, uint64_t seed, uint8_t poison);
 
+// Whether kernels are told of them.
+inline bool has_tensor_cores = true;
+
 void launch(const char* name, unsigned blocks, unsigned threads, size_t shared_bytes,
             const std::function<void()>& kernel);
 
@@ -48,6 +51,15 @@ void* dynamic_shared();
 void exchange(unsigned mask, void* value, size_t size, const std::function<unsigned(unsigned)>& source,
               const Site& site);
 unsigned vote(unsigned mask, bool predicate, const Site& site);
+
+// Waits until all 32 lanes have come to `site`; then compute(every lane's operand) is called once.
+void whole_warp(void* operand, void (*compute)(void* const* operands), const Site& site);
+
+// cp.async of 16 bytes. What is on its way is delivered as late as is allowed, or in half of the schedules at once;
+// until then its place is poisoned.
+void copy_async(void* to, const void* from, bool present, const Site& site);
+void commit_copies();
+void wait_for_copies(unsigned pending);
 
 template <class T>
 T* shared_array_of(int64_t count, const Site& site = Site::current()) {

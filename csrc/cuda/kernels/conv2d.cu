@@ -3,7 +3,6 @@
 #include "cuda/conv2d.h"
 #include "cuda/implicit_gemm.h"
 #include "cuda/kernels/block_sum.h"
-#include "cuda/plan.h"
 
 namespace cnnfast {
 namespace {
@@ -34,14 +33,44 @@ __global__ void gather(GatherConv conv, View<const T> source, GatherWeight<const
 }
 
 template <class T>
-void run_gather(const char* name, Cuda device, const GatherConv& conv, View<const T> source,
-                GatherWeight<const T> weight, const T* bias, bool relu, View<T> output) {
-  if (takes_implicit_gemm(conv)) return implicit_gemm(name, device, conv, source, weight, bias, relu, output);
-  const int64_t count = conv.N * conv.G * conv.M * conv.h.outputs * conv.w.outputs;
-  // Threads side by side write side by side.
-  const bool channels_last = output.stride.c < output.stride.w;
-  launch_over(name, device, gather<T>, count, conv, source, weight, bias, relu, output, channels_last, count);
+bool takes_tensor_cores(Cuda device) {
+  if constexpr (sizeof(T) == 8) return false;
+  return (sizeof(T) == 2 || device.allow_tf32) && has_tensor_cores();
 }
+
+// The GatherConvs of one source: one, or an input gradient's residue classes, which share its chunks.
+template <class T>
+class Gatherer {
+ public:
+  Gatherer(const char* name, Cuda device, View<const T> source, GatherWeight<const T> weight, const T* bias, bool relu)
+      : name_(name), device_(device), source_(source), weight_(weight), bias_(bias), relu_(relu) {}
+
+  void operator()(const GatherConv& conv, View<T> output) {
+    if (takes_implicit_gemm(conv)) {
+      if constexpr (sizeof(T) < 8) {
+        if (takes_tensor_cores<T>(device_) && takes_mma(conv)) {
+          if (chunks_.data == nullptr)
+            chunks_ = chunks_of(name_, device_, source_, conv.N, conv.G, conv.C, conv.h.size, conv.w.size);
+          return implicit_gemm_mma(name_, device_, conv, chunks_, weight_, bias_, relu_, output);
+        }
+      }
+      return implicit_gemm(name_, device_, conv, source_, weight_, bias_, relu_, output);
+    }
+    const int64_t count = conv.N * conv.G * conv.M * conv.h.outputs * conv.w.outputs;
+    // Threads side by side write side by side.
+    const bool channels_last = output.stride.c < output.stride.w;
+    launch_over(name_, device_, gather<T>, count, conv, source_, weight_, bias_, relu_, output, channels_last, count);
+  }
+
+ private:
+  const char* const name_;
+  const Cuda device_;
+  const View<const T> source_;
+  const GatherWeight<const T> weight_;
+  const T* const bias_;
+  const bool relu_;
+  Chunks<T> chunks_{};
+};
 
 // grad_weight[k, c, r, t] = sum over n, p, q of grad_output[n, k, p, q] * input[n, c of the group, h(p, r), w(q, t)]
 template <class T>
@@ -114,34 +143,47 @@ template <class T>
 void conv2d_forward(Cuda device, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
                     bool relu, View<T> output) {
   const Strides& w = weight.stride;
-  run_gather("conv2d", device, forward_gather(s), input,
-             GatherWeight<const T>{weight.data, s.K / s.G * w.n, w.n, w.c, w.h, w.w}, bias, relu, output);
+  const GatherWeight<const T> roles{weight.data, s.K / s.G * w.n, w.n, w.c, w.h, w.w};
+  Gatherer<T>("conv2d", device, input, roles, bias, relu)(forward_gather(s), output);
 }
 
 template <class T>
 void conv2d_backward_input(Cuda device, const Conv2dShape& s, View<const T> grad_output, View<const T> weight,
                            const T* bias, View<T> grad_input) {
-  const Strides &w = weight.stride, &x = grad_input.stride;
-  const GatherWeight<const T> roles{weight.data, s.K / s.G * w.n, w.c, w.n, w.h, w.w};
+  const Strides &f = weight.stride, &x = grad_input.stride;
+  const GatherWeight<const T> roles{weight.data, s.K / s.G * f.n, f.c, f.n, f.h, f.w};
+  Gatherer<T> run("conv2d_backward_input", device, grad_output, roles, bias, false);
   for (int64_t h = 0; h < min(s.stride_h, s.H); ++h)
-    for (int64_t v = 0; v < min(s.stride_w, s.W); ++v)
-      run_gather("conv2d_backward_input", device, backward_gather(s, h, v), grad_output, roles, bias, false,
-                 View<T>{grad_input.at(0, 0, h, v), {x.n, x.c, x.h * s.stride_h, x.w * s.stride_w}});
+    for (int64_t w = 0; w < min(s.stride_w, s.W); ++w)
+      run(backward_gather(s, h, w), {grad_input.at(0, 0, h, w), {x.n, x.c, x.h * s.stride_h, x.w * s.stride_w}});
 }
 
 template <class T>
 void conv2d_backward_weight(Cuda device, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
                             View<T> grad_weight) {
+  constexpr const char* kName = "conv2d_backward_weight";
+  const int64_t C = s.C / s.G, sums = s.K * C * s.R * s.S;
   if (takes_implicit_gemm_backward_weight(s)) {
-    constexpr const char* kName = "conv2d_backward_weight";
-    const WeightGradPlan plan = weight_grad_plan(s);
-    const int64_t C = s.C / s.G, sums = s.K * C * s.R * s.S;
-    Compute<T>* partial = device.scratch<Compute<T>>(sums * plan.slices);
+    const auto partial_of = [&](const WeightGradPlan& plan) { return device.scratch<Compute<T>>(sums * plan.slices); };
+    const auto add = [&](const Compute<T>* partial, int64_t slices) {
+      launch_over(kName, device, add_slices<T>, sums, partial, sums, slices, C, s.R, s.S, grad_weight);
+    };
+    if constexpr (sizeof(T) < 8) {
+      if (takes_tensor_cores<T>(device) && takes_mma(forward_gather(s))) {
+        const auto x = chunks_of(kName, device, input, s.N, s.G, C, s.H, s.W);
+        const auto dy = chunks_of(kName, device, grad_output, s.N, s.G, s.K / s.G, s.P, s.Q, true);
+        const WeightGradPlan plan = mma_weight_grad_plan(s, x.group);
+        float* partial = partial_of(plan);
+        implicit_gemm_mma_backward_weight(kName, device, s, plan, x, dy, partial);
+        return add(partial, plan.slices);
+      }
+    }
+    const WeightGradPlan plan = plain_weight_grad_plan(s);
+    Compute<T>* partial = partial_of(plan);
     implicit_gemm_backward_weight<T>(kName, device, s, plan, input, grad_output, partial);
-    return launch_over(kName, device, add_slices<T>, sums, partial, sums, plan.slices, C, s.R, s.S, grad_weight);
+    return add(partial, plan.slices);
   }
-  reduce("conv2d_backward_weight", device, WeightTerm<T>{s, input, grad_output}, s.N * s.P * s.Q, s.K, s.C / s.G, s.R,
-         s.S, grad_weight);
+  reduce(kName, device, WeightTerm<T>{s, input, grad_output}, s.N * s.P * s.Q, s.K, C, s.R, s.S, grad_weight);
 }
 
 template <class T>

@@ -11,7 +11,7 @@
 namespace cnnfast {
 namespace {
 
-constexpr int kFilters = 64, kColumns = 128, kDepth = 8, kSide = 16;
+constexpr int kFilters = kPlainFilters, kColumns = kPlainColumns, kDepth = 8, kSide = 16;
 static_assert(kSide * kSide == kThreads);
 constexpr int kTileFilters = kFilters / kSide, kTileColumns = kColumns / kSide;
 constexpr int kFilterLoads = kFilters * kDepth / kThreads, kColumnLoads = kColumns * kDepth / kThreads;
@@ -155,18 +155,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
-
-WeightGradPlan weight_grad_plan(const Conv2dShape& s) {
-  const int64_t kBlocks = 512, kMostSlices = 64, kPixelsOfSlice = 512, kMostFloats = int64_t{1} << 24;
-  WeightGradPlan plan;
-  plan.tiles_k = ceil_div(s.K / s.G, int64_t{kFilters});
-  plan.tiles_c = ceil_div(s.C / s.G * s.R * s.S, int64_t{kColumns});
-  const int64_t weights = s.K * (s.C / s.G) * s.R * s.S, pixels = s.N * s.P * s.Q;
-  const int64_t wanted = ceil_div(kBlocks, plan.tiles_k * plan.tiles_c * s.G);
-  const int64_t fits = max<int64_t>(1, min(pixels / kPixelsOfSlice, kMostFloats / max<int64_t>(1, weights)));
-  plan.slices = min(min(wanted, kMostSlices), fits);
-  return plan;
-}
 
 template <class T>
 void implicit_gemm_backward_weight(const char* name, Cuda device, const Conv2dShape& s, const WeightGradPlan& plan,
