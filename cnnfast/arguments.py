@@ -100,7 +100,7 @@ def _is_constant(value: Any) -> bool:
     return type(value) in (int, bool, str, type(None)) or (type(value) is tuple and all(map(_is_constant, value)))
 
 
-def _conv2d_options(
+def _conv2d_numbers(
     op: str, R: int, S: int, stride: IntOrPair, padding: str | IntOrPair, dilation: IntOrPair, groups: int
 ) -> Options:
     """(stride, padding, dilation, groups) as the raw ops take them, one number after the other.
@@ -132,9 +132,14 @@ def max_pool2d_options(
     )
 
 
+def _conv2d_options(*arguments: Any) -> Options:
+    """Those numbers, and whether float32 may be rounded to tf32: see :mod:`cnnfast.precision`."""
+    return *_conv2d_numbers(*arguments), False
+
+
 def _fused_options(op: str, R: int, S: int, *arguments: Any) -> Options:
     """Those of the convolution, then those of the pooling; ``arguments`` are both functions', without names."""
-    return *_conv2d_options(op, R, S, *arguments[:4]), *max_pool2d_options(op, "pool_", *arguments[4:])
+    return *_conv2d_numbers(op, R, S, *arguments[:4]), *max_pool2d_options(op, "pool_", *arguments[4:]), False
 
 
 conv2d_options = _remembered(_conv2d_options)

@@ -80,13 +80,14 @@ class Op(Function):
 # Options of the public ops by length: 0 is a single number, None a flag.
 _CONV2D = (2, 4, 2, 0)  # stride, padding, dilation, groups
 _CONV_TRANSPOSE2D = (2, 2, 2, 0, 2)  # stride, padding, output_padding, groups, dilation
+_ALLOW_TF32 = (None,)
 _MAX_POOL2D = (2, 2, 2, 2, None)  # kernel_size, stride, padding, dilation, ceil_mode
 _AVG_POOL2D = (2, 2, 2, None, None, 0)  # kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
 _SIZES: dict[str, tuple[int | None, ...]] = {
-    "conv2d": _CONV2D,
-    "conv2d_relu": _CONV2D,
-    "conv2d_relu_max_pool2d": _CONV2D + _MAX_POOL2D,
-    "conv_transpose2d": _CONV_TRANSPOSE2D,
+    "conv2d": _CONV2D + _ALLOW_TF32,
+    "conv2d_relu": _CONV2D + _ALLOW_TF32,
+    "conv2d_relu_max_pool2d": _CONV2D + _MAX_POOL2D + _ALLOW_TF32,
+    "conv_transpose2d": _CONV_TRANSPOSE2D + _ALLOW_TF32,
     "relu": (),
     "max_pool2d": _MAX_POOL2D,
     "avg_pool2d": _AVG_POOL2D,
@@ -211,7 +212,7 @@ class ConvTranspose2d(Op):
         input, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            stride, padding, output_padding, groups, dilation = public_options(ConvTranspose2d.name, ctx.options)
+            stride, padding, output_padding, groups, dilation, _ = public_options(ConvTranspose2d.name, ctx.options)
             grads = _aten_convolution_backward(
                 grad_output, input, weight, stride, padding, dilation, True, output_padding, groups, mask
             )
@@ -335,7 +336,7 @@ def _conv2d_grads(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) 
 
 def _convolution_backward(grad_output: Tensor, input: Tensor, weight: Tensor, options: Any, mask: Any) -> Grads:
     """conv2d_backward in torch's differentiable ops."""
-    stride, padding, dilation, groups = options
+    stride, padding, dilation, groups = options[:4]
     top, bottom, left, right = padding
     common = (min(top, bottom), min(left, right))
     extra = (left - common[1], right - common[1], top - common[0], bottom - common[0])

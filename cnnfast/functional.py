@@ -30,6 +30,7 @@ from .arguments import (
     pool_stride_of,
 )
 from .autocast import lower_precision
+from .precision import allow_tf32
 from .routing import to_torch, why_not
 
 __all__ = list(routing.OPS)
@@ -199,6 +200,7 @@ def conv_transpose2d(
         *pair(name, "output_padding", output_padding),
         check_int(name, "groups", groups),
         *pair(name, "dilation", dilation),
+        False,
     )
     return _run(name, compiling, (input, weight, bias), options)
 
@@ -337,6 +339,9 @@ def avg_pool2d(
     return _run(name, compiling, (input,), options)
 
 
+_CONVOLUTIONS = frozenset(name for name, op in autograd.OPS.items() if op.lower_precision)
+
+
 def _run(
     name: str,
     compiling: bool,
@@ -345,15 +350,17 @@ def _run(
     all_results: bool = False,
 ) -> Any:
     """Runs an own kernel the way this caller needs it: traced, with gradient, or without. The first result, or all."""
+    convolution = name in _CONVOLUTIONS
+    # is_cpu first: making a device object costs as much as the question.
+    device = "cpu" if tensors[0].is_cpu else tensors[0].device.type  # type: ignore[union-attr]
+    if convolution:
+        options = _with_precision(device, options)
     if compiling:
         results = autograd.PUBLIC[name](*tensors, *autograd.public_options(name, options))
         return results[0] if isinstance(results, tuple) and not all_results else results
     op = autograd.OPS[name]
-    if op.lower_precision:
-        # is_cpu first: making a device object costs as much as the question.
-        device = "cpu" if tensors[0].is_cpu else tensors[0].device.type  # type: ignore[union-attr]
-        if torch.is_autocast_enabled(device):
-            tensors = lower_precision(device, *tensors)
+    if convolution and torch.is_autocast_enabled(device):
+        tensors = lower_precision(device, *tensors)
     run = op.compute if all_results else op.infer
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -362,3 +369,8 @@ def _run(
                 break
     results = run(*tensors, options)
     return results[0] if type(results) is tuple and not all_results else results
+
+
+def _with_precision(device: str, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A convolution's options with torch's switch as it is now."""
+    return options if device == "cpu" else (*options[:-1], allow_tf32())

@@ -57,6 +57,7 @@ def _conv2d(
     padding: Ints,
     dilation: Ints,
     groups: int,
+    allow_tf32: bool = False,
 ) -> Tensor:
     size = conv_output_size(input, weight, stride, padding, dilation)
     return _image(input, weight.shape[0], size, _channels_last(input) or _channels_last(weight))
@@ -75,6 +76,7 @@ def _conv2d_relu_max_pool2d(
     pool_padding: Ints,
     pool_dilation: Ints,
     ceil_mode: bool,
+    allow_tf32: bool = False,
     return_code: bool = True,
 ) -> tuple[Tensor, Tensor]:
     size = conv_output_size(input, weight, stride, padding, dilation)
@@ -95,6 +97,7 @@ def _conv_transpose2d(
     output_padding: Ints,
     groups: int,
     dilation: Ints,
+    allow_tf32: bool = False,
 ) -> Tensor:
     size = [
         (input.shape[d - 2] - 1) * stride[d]

@@ -37,10 +37,11 @@ OPS = (
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 KERNELS: dict[str, frozenset[torch.dtype]] = {"cpu": _DTYPES}
 if library.cuda_error is None:
-    # The 16-bit types have kernels, too, but without tensor cores, which torch's own ops use.
-    KERNELS["cuda"] = frozenset({torch.float32, torch.float64})
+    KERNELS["cuda"] = _DTYPES
 
 _CPU = KERNELS["cpu"]
+#: Types whose kernels are slower than torch's where there are no tensor cores that they can use.
+_NEED_TENSOR_CORES = frozenset({torch.bfloat16, torch.float16})
 
 # A subclass may give torch's functions another meaning, which a raw op would go around; hence the exact type.
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
@@ -87,8 +88,10 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
             return Reason(f"no kernel for device {tensor.device.type}{built}")
         if tensor.dtype not in dtypes:
             return Reason(f"no kernel for {tensor.dtype}")
-        if tensor.is_cuda and not compiling and (unfit := _no_cuda_kernel(tensor.get_device())) is not None:
-            return unfit
+        if tensor.is_cuda and not compiling:
+            unfit = _no_cuda_kernel(tensor.get_device(), tensor.dtype in _NEED_TENSOR_CORES)
+            if unfit is not None:
+                return unfit
         if tensor.layout is not torch.strided:
             return Reason(f"no kernel for layout {tensor.layout}")
     if library.load_error is not None:
@@ -109,9 +112,11 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
 
 
 @functools.cache
-def _no_cuda_kernel(index: int) -> Reason | None:
+def _no_cuda_kernel(index: int, tensor_cores: bool) -> Reason | None:
     """Why GPU ``index`` cannot run what the library was built for; None where it can."""
     major, minor = torch.cuda.get_device_capability(index)
+    if tensor_cores and major < 8:
+        return Reason(f"no fast kernel for 16-bit types on compute capability {major}.{minor}, below 8.0")
     built = torch.ops.cnnfast.cuda_archs()
     for arch in built.replace(" ", ";").split(";"):
         number, _, ptx = arch.partition("+")

@@ -70,17 +70,19 @@ inline int64_t batch_of(const Tensor& image) { return image.dim() == 4 ? image.s
 inline int64_t size_from_end(const Tensor& image, int64_t d) { return image.size(image.dim() - d); }
 
 // How the raw ops of convolutions take their numbers: as one list, for each list of a call costs about as much as the
-// rest of its dispatch.
+// rest of its dispatch. allow_tf32 is the list's last number; where float32 is float32 anyway, it does nothing.
 struct Conv2dOptions {
-  static constexpr size_t kCount = 9;
-  Ints stride, padding, dilation;  // padding is (top, bottom, left, right)
+  static constexpr size_t kCount = 9;  // and allow_tf32
+  Ints stride, padding, dilation;      // padding is (top, bottom, left, right)
   int64_t groups;
+  bool allow_tf32;
 };
 struct ConvTranspose2dOptions {
-  static constexpr size_t kCount = 9;
+  static constexpr size_t kCount = 9;  // and allow_tf32
   Ints stride, padding, output_padding;
   int64_t groups;
   Ints dilation;
+  bool allow_tf32;
 };
 struct MaxPool2dOptions {
   static constexpr size_t kCount = 9;
@@ -93,10 +95,10 @@ inline void check_options(const char* op, Ints options, size_t count) {
 }
 // They point into the list.
 inline Conv2dOptions conv2d_options(Ints list) {
-  return {list.subspan(0, 2), list.subspan(2, 4), list.subspan(6, 2), list[8]};
+  return {list.subspan(0, 2), list.subspan(2, 4), list.subspan(6, 2), list[8], list.back() != 0};
 }
 inline ConvTranspose2dOptions conv_transpose2d_options(Ints list) {
-  return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list[6], list.subspan(7, 2)};
+  return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list[6], list.subspan(7, 2), list.back() != 0};
 }
 inline MaxPool2dOptions max_pool2d_options(Ints list) {
   return {list.subspan(0, 2), list.subspan(2, 2), list.subspan(4, 2), list.subspan(6, 2), list[8] != 0};
@@ -105,7 +107,7 @@ inline MaxPool2dOptions max_pool2d_options(Ints list) {
 // Shapes of conv2d.
 inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& bias, const Conv2dOptions& options) {
-  const auto& [stride, padding, dilation, groups] = options;
+  const auto& [stride, padding, dilation, groups, allow_tf32] = options;
   check_image(op, "input", input);
   CNNFAST_CHECK(weight.dim() == 4, op,
                 ": weight must have 4 dimensions [K, C/groups, R, S], but got weight.shape=", show_size(weight));
@@ -152,7 +154,7 @@ inline Conv2dShape conv2d_shape(const char* op, const Tensor& input, const Tenso
 // our input (K, P, Q). weight is [K, C/groups, R, S] in both readings.
 inline Conv2dShape conv_transpose2d_shape(const char* op, const Tensor& input, const Tensor& weight,
                                           const std::optional<Tensor>& bias, const ConvTranspose2dOptions& options) {
-  const auto& [stride, padding, output_padding, groups, dilation] = options;
+  const auto& [stride, padding, output_padding, groups, dilation, allow_tf32] = options;
   check_image(op, "input", input);
   CNNFAST_CHECK(weight.dim() == 4, op,
                 ": weight must have 4 dimensions [in_channels, out_channels/groups, R, S], but got weight.shape=",

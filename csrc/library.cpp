@@ -7,9 +7,9 @@
 // The raw ops of convolutions take all their numbers as one list, `options`: of conv2d (stride, padding as top, bottom,
 // left, right, dilation, groups), of conv_transpose2d (stride, padding, output_padding, groups, dilation), of
 // conv2d_relu_max_pool2d those of conv2d, then (kernel_size, stride, padding, dilation, ceil_mode) of the pool; pairs
-// are (height, width). output_mask says which of (grad_input, grad_weight, grad_bias) are wanted, the others come back
-// undefined. `code` is one byte per pooled element: the row-major index of the winner in its window, or 255 where ReLU
-// clipped it.
+// are (height, width). The last number is allow_tf32. output_mask says which of (grad_input, grad_weight, grad_bias)
+// are wanted, the others come back undefined. `code` is one byte per pooled element: the row-major index of the winner
+// in its window, or 255 where ReLU clipped it.
 #include "namespace.h"
 
 CNNFAST_LIBRARY(m) {
@@ -48,18 +48,18 @@ CNNFAST_LIBRARY(m) {
       "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
 
   m.def(
-      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
-      "-> Tensor");
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool allow_tf32=False) -> Tensor");
   m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-      "int groups) -> Tensor");
+      "int groups, bool allow_tf32=False) -> Tensor");
   m.def(
       "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
       "int[] dilation, int groups, int[] pool_kernel_size, int[] pool_stride, int[] pool_padding, "
-      "int[] pool_dilation, bool ceil_mode) -> (Tensor, Tensor)");
+      "int[] pool_dilation, bool ceil_mode, bool allow_tf32=False) -> (Tensor, Tensor)");
   m.def(
       "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-      "int[] output_padding, int groups, int[] dilation) -> Tensor");
+      "int[] output_padding, int groups, int[] dilation, bool allow_tf32=False) -> Tensor");
   m.def("relu(Tensor input) -> Tensor");
   m.def(
       "max_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "

@@ -17,7 +17,7 @@ INPUT, WEIGHT = torch.ones(1, 1, 9, 9), torch.ones(1, 1, 3, 3)
 def test_same_objects_are_read_once() -> None:
     stride, padding = (2, 1), (0, 1)
     first = arguments.conv2d_options(False, "conv2d", 3, 3, stride, padding, 1, 1)
-    assert first == (2, 1, 0, 0, 1, 1, 1, 1, 1)
+    assert first == (2, 1, 0, 0, 1, 1, 1, 1, 1, False)
     assert arguments.conv2d_options(False, "conv2d", 3, 3, stride, padding, 1, 1) is first
 
 
@@ -40,7 +40,7 @@ def test_more_objects_than_are_remembered() -> None:
     for size in range(2 * arguments._MOST_REMEMBERED):
         padding = tuple([size % 4, size % 3])  # a new object each time
         options = arguments.conv2d_options(False, "conv2d", 3, 3, 1, padding, 1, 1)
-        assert options == (1, 1, size % 4, size % 4, size % 3, size % 3, 1, 1, 1)
+        assert options == (1, 1, size % 4, size % 4, size % 3, size % 3, 1, 1, 1, False)
 
 
 class Padding(str, enum.Enum):

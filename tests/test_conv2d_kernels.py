@@ -41,24 +41,24 @@ def keep_settings() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def pair(value: int | tuple[int, int]) -> list[int]:
+def pair(value: int | tuple[int, int]) -> list[int | bool]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def options_of(case: Case) -> list[int]:
+def options_of(case: Case) -> list[int | bool]:
     """The raw op's options."""
     a = case.arguments
     stride, dilation, groups = pair(a.get("stride", 1)), pair(a.get("dilation", 1)), a.get("groups", 1)
     padding = a.get("padding", 0)
     if case.op == "conv_transpose2d":
-        return [*stride, *pair(padding), *pair(a.get("output_padding", 0)), groups, *dilation]
+        return [*stride, *pair(padding), *pair(a.get("output_padding", 0)), groups, *dilation, False]
     assert case.weight is not None
     if padding == "same":
         total = [d * (kernel - 1) for d, kernel in zip(dilation, case.weight[2:])]
         sides = [side for t in total for side in (t // 2, t - t // 2)]
     else:
         sides = [side for p in pair(0 if padding == "valid" else padding) for side in (p, p)]
-    return [*stride, *sides, *dilation, groups]
+    return [*stride, *sides, *dilation, groups, False]
 
 
 def run(case: Case, tensors: tuple[Tensor, ...], grad_output: Tensor) -> list[Tensor]:
@@ -143,16 +143,16 @@ def test_output_mask() -> None:
     grad_output = torch.ones(1, 3, 2, 2)
     for wanted in range(3):
         mask = [i == wanted for i in range(3)]
-        gradients = ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1], mask)
+        gradients = ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], mask)
         assert [g is not None for g in gradients] == mask
     with pytest.raises(RuntimeError, match="conv2d_backward: output_mask must have 3 values, but got 2"):
-        ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1], [True, True])
+        ops.conv2d_backward(grad_output, input, weight, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], [True, True])
 
 
 def test_relu_backward_arguments() -> None:
     input, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
     grad_output = torch.ones(1, 3, 2, 2)
-    options, mask = [1, 1, 0, 0, 0, 0, 1, 1, 1], [True] * 3
+    options, mask = [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], [True] * 3
     for output, message in (
         (torch.ones(1, 3, 2, 1), r"output must have the shape of grad_output, but got output.shape=\[1, 3, 2, 1\]"),
         (grad_output.double(), r"output must have the dtype of input .*output.dtype=Double"),
@@ -161,5 +161,5 @@ def test_relu_backward_arguments() -> None:
             ops.conv2d_relu_backward(grad_output, output, input, weight, options, mask)
     with pytest.raises(RuntimeError, match="conv2d_relu_backward: grad_output must have"):
         ops.conv2d_relu_backward(torch.ones(1, 3, 2, 1), torch.ones(1, 3, 2, 1), input, weight, options, mask)
-    with pytest.raises(RuntimeError, match="conv2d_relu_backward: options must have 9 values, but got options="):
+    with pytest.raises(RuntimeError, match="conv2d_relu_backward: options must have 10 values, but got options="):
         ops.conv2d_relu_backward(grad_output, grad_output, input, weight, [1], mask)

@@ -90,7 +90,7 @@ def test_code_names_the_winner(case: Case, dtype: torch.dtype, device: torch.dev
     conv = [*_pair(arguments["stride"]), pad_h, pad_h, pad_w, pad_w, *_pair(arguments["dilation"]), arguments["groups"]]
     pool = [*kernel, *stride, *padding, *dilation, arguments.get("ceil_mode", False)]
     given = [t.to(device) for t in tensors] + [None] * (3 - len(tensors))
-    output, code = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(*given, conv + pool, True)
+    output, code = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(*given, [*conv, *pool, False], True)
     assert code.dtype == torch.uint8
     assert code.shape == output.shape
 
@@ -209,7 +209,7 @@ def _backward_of_code(code: Tensor, pool_padding: int = 0) -> None:
     convolution = (1, 1, 1, 1, 1, 1, 1, 1, 1)
     pool = (3, 3, 2, 2, pool_padding, pool_padding, 1, 1, pool_padding == 0)  # 2x2 windows either way
     torch.ops.cnnfast.conv2d_relu_max_pool2d_backward(
-        grad_output, code, input, weight, convolution + pool, (True, True, True)
+        grad_output, code, input, weight, (*convolution, *pool, False), (True, True, True)
     )
 
 

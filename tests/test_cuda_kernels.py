@@ -17,7 +17,7 @@ from calls import forward_backward, theirs
 from cuda_host.build import build
 from torch import Tensor
 
-from cnnfast import autograd, library, routing
+from cnnfast import autograd, functional, library, routing
 from cnnfast.testing import DTYPES, LAYOUTS, OPS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
 # (order of threads and blocks, its seed, the byte that fills shared memory): NaN, or 1e30
@@ -68,12 +68,23 @@ def results_of(
     return [result.cpu() for result in first]
 
 
-def check(case: Case, dtype: torch.dtype, layout: str, runs: list[tuple[int, int, int] | None], device: str) -> None:
+def check(
+    case: Case,
+    dtype: torch.dtype,
+    layout: str,
+    runs: list[tuple[int, int, int] | None],
+    device: str,
+    values: torch.dtype | None = None,
+) -> None:
+    """``values``: a type of fewer digits, of which all values are."""
     # Integers where a 16-bit map between convolution and pool would round its values to other winners.
     integers = "max_pool2d" in case.op and dtype in (torch.float16, torch.bfloat16)
     tensors = make_tensors(case, dtype, seed=1, integers=integers, layout=layout, weight_layout=layout)
     shape = theirs(case.op, *(t.to("meta") for t in tensors), **case.arguments).shape
     grad_output = random_tensor(shape, dtype, torch.Generator().manual_seed(2))
+    if values is not None:
+        for tensor in (*tensors, grad_output):
+            tensor.copy_(tensor.to(values))
     expected = reference(case.op, *tensors, grad_output=grad_output, **case.arguments)
     results = results_of(case, tensors, grad_output, runs, device)
     names = ["output", "grad_input", "grad_weight", "grad_bias"]
@@ -109,6 +120,7 @@ GEMM = [
     Case("strided", "conv2d", (2, 20, 11, 12), (33, 20, 3, 2), True,
          {"stride": (2, 3), "padding": 1, "dilation": (1, 2)}),
     Case("slices_of_pixels", "conv2d", (5, 4, 15, 18), (17, 4, 3, 3), True, {"padding": 1}),
+    Case("tiles_of_128", "conv2d", (3, 12, 9, 10), (132, 12, 3, 3), True, {"padding": 1}),
     Case("transposed", "conv_transpose2d", (2, 33, 5, 6), (33, 20, 3, 3), True,
          {"stride": 2, "output_padding": 1, "groups": 1}),
 ]  # fmt: skip
@@ -138,6 +150,61 @@ def test_without_input_gradient(runs: list[tuple[int, int, int] | None], device:
             assert_within(actual.cpu(), bound, f"{case} under {schedule}")
 
 
+@pytest.fixture
+def tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions are told that float32 may be rounded."""
+    monkeypatch.setattr(functional, "_with_precision", lambda device, options: (*options[:-1], True))
+
+
+# float16 has tf32's digits, so that float32's bounds hold: products are exact, only sums are rounded.
+@pytest.mark.parametrize("case", GEMM, ids=str)
+def test_tensor_cores_of_tf32(
+    case: Case, tf32: None, runs: list[tuple[int, int, int] | None], device: torch.device
+) -> None:
+    check(case, torch.float32, "contiguous", runs, str(device), values=torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", GEMM, ids=str)
+def test_tensor_cores_of_16_bits(
+    case: Case, dtype: torch.dtype, runs: list[tuple[int, int, int] | None], device: torch.device
+) -> None:
+    check(case, dtype, "channels_last", runs, str(device))
+
+
+@pytest.mark.parametrize("case", GEMM, ids=str)
+def test_16_bits_without_tensor_cores(
+    case: Case, runs: list[tuple[int, int, int] | None], device: torch.device
+) -> None:
+    """As on GPUs before compute capability 8.0."""
+    if device.type == "cuda":
+        pytest.skip("a GPU's tensor cores cannot be taken away")
+    torch.ops.cnnfast_emulated.set_tensor_cores(False)
+    try:
+        check(case, torch.bfloat16, "contiguous", runs[-1:], str(device))
+    finally:
+        torch.ops.cnnfast_emulated.set_tensor_cores(True)
+
+
+def test_tf32_is_rounded_only_where_allowed(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
+    """1 + 2^-11 has one digit more than tf32: it becomes 1 + 2^-10, its tie going away from zero."""
+    input, weight = torch.full((1, 32, 4, 4), 1 + 2**-11, device=device), torch.ones(16, 32, 1, 1, device=device)
+    numbers = (1, 1, 0, 0, 0, 0, 1, 1, 1)
+    ieee = autograd.Conv2d.compute(input, weight, None, (*numbers, False))
+    rounded = autograd.Conv2d.compute(input, weight, None, (*numbers, True))
+    assert torch.equal(ieee, torch.full_like(ieee, 32 * (1 + 2**-11)))
+    assert torch.equal(rounded, torch.full_like(rounded, 32 * (1 + 2**-10)))
+
+
+def test_nan_and_infinity_on_tensor_cores(
+    tf32: None, runs: list[tuple[int, int, int] | None], device: torch.device
+) -> None:
+    input, weight = torch.ones(1, 32, 4, 4), torch.ones(16, 32, 1, 1)
+    input[0, 3, 0, 0], input[0, 5, 1, 1], input[0, 7, 2, 2] = math.nan, math.inf, -math.inf
+    output = functional.conv2d(input.to(device), weight.to(device)).cpu()
+    torch.testing.assert_close(output, F.conv2d(input, weight), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", [*FEW, *GEMM], ids=str)
@@ -155,7 +222,7 @@ def test_winners_of_the_fused_op(case: Case, runs: list[tuple[int, int, int] | N
     input.view(-1)[torch.randperm(input.numel(), generator=generator)[:12]] = torch.tensor(
         [math.nan, math.inf, -math.inf]
     ).repeat(4)
-    options = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0)
+    options = (1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1, 0, 0)
     expected = torch.ops.cnnfast.conv2d_relu_max_pool2d_forward(input, weight, bias, options, True)
     arguments = [tensor.to(device) for tensor in (input, weight, bias)]
     actual = autograd.Conv2dReLUMaxPool2d.compute(*arguments, options)
@@ -165,7 +232,7 @@ def test_winners_of_the_fused_op(case: Case, runs: list[tuple[int, int, int] | N
 
 def test_no_images_of_no_pixels(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
     input, weight = torch.ones(0, 32, 0, 0, device=device), torch.ones(32, 16, 3, 3, device=device)
-    grad_output, options = torch.ones(0, 16, 0, 0, device=device), (1, 1, 1, 1, 0, 0, 1, 1, 1)
+    grad_output, options = torch.ones(0, 16, 0, 0, device=device), (1, 1, 1, 1, 0, 0, 1, 1, 1, 0)
     backward = autograd._conv_transpose2d_backward
     grad_input, grad_weight, grad_bias = backward(grad_output, input, weight, options, [True] * 3)
     assert grad_input.shape == input.shape

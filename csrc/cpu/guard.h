@@ -9,7 +9,7 @@ namespace cnnfast {
 template <>
 class Guard<Cpu> {
  public:
-  explicit Guard(const Tensor&) {}
+  explicit Guard(const Tensor&, bool = false) {}
   Cpu device() const { return {}; }
 };
 

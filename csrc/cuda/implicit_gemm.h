@@ -1,6 +1,6 @@
 // Convolution as a matrix product on CUDA. implicit_gemm*: kernels/implicit_gemm*.cu on the ordinary arithmetic units,
-// with sums in Compute<T>; implicit_gemm_mma*: kernels/implicit_gemm_mma*.cu on tensor cores, where float32 is rounded to
-// tf32. Sums have one order.
+// with sums in Compute<T>; implicit_gemm_mma*: kernels/implicit_gemm_mma*.cu on tensor cores, where float32 is rounded
+// to tf32. Sums have one order.
 #pragma once
 
 #include "common/gather_conv.h"

@@ -30,7 +30,7 @@ Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::o
                          const Conv2dOptions& options, bool relu) {
   const char* op = relu ? "conv2d_relu" : "conv2d";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
-  const Guard<Device> guard(input);
+  const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
   const std::optional<Tensor> dense_bias = dense(bias);
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
   const Conv2dShape s = conv2d_shape(op, input, weight, std::nullopt, options);
   check_grad_output(op, grad_output, input, {s.N, s.K, s.P, s.Q});
   check_output_mask(op, output_mask);
-  const Guard<Device> guard(input);
+  const Guard<Device> guard(input, options.allow_tf32);
   const bool channels_last = conv_channels_last(input, weight);
   Tensor grad_input, grad_weight, grad_bias;
   if (output_mask[0]) grad_input = empty(input, {s.N, s.C, s.H, s.W}, input.dim(), channels_last);
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
 template <class Device>
 Tensor conv2d_forward_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const IntList& options, bool relu) {
-  check_options(relu ? "conv2d_relu" : "conv2d", options, Conv2dOptions::kCount);
+  check_options(relu ? "conv2d_relu" : "conv2d", options, Conv2dOptions::kCount + 1);
   return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), relu);
 }
 
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_op(const Tensor& grad_output,
                                                       const Tensor& weight, const IntList& options,
                                                       const std::vector<bool>& output_mask) {
   constexpr const char* kOp = "conv2d_backward";
-  check_options(kOp, options, Conv2dOptions::kCount);
+  check_options(kOp, options, Conv2dOptions::kCount + 1);
   return conv2d_backward_as<Device>(kOp, grad_output, nullptr, input, weight, conv2d_options(options), output_mask);
 }
 
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_op(const Tensor& grad_ou
                                                            const IntList& options,
                                                            const std::vector<bool>& output_mask) {
   constexpr const char* kOp = "conv2d_relu_backward";
-  check_options(kOp, options, Conv2dOptions::kCount);
+  check_options(kOp, options, Conv2dOptions::kCount + 1);
   check_same(kOp, "output", output, "input", input);
   CNNFAST_CHECK(same_size(output, grad_output), kOp,
                 ": output must have the shape of grad_output, but got output.shape=", show_size(output),
@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_op(const Tensor& grad_ou
 
 template <class Device, bool kRelu>
 Tensor conv2d_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
-                 const IntList& padding, const IntList& dilation, int64_t groups) {
-  return conv2d_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups}, kRelu);
+                 const IntList& padding, const IntList& dilation, int64_t groups, bool allow_tf32) {
+  return conv2d_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups, allow_tf32}, kRelu);
 }
 
 }  // namespace cnnfast

@@ -11,7 +11,7 @@ namespace cnnfast {
 
 constexpr const char* kFused = "conv2d_relu_max_pool2d";
 constexpr const char* kFusedBackward = "conv2d_relu_max_pool2d_backward";
-constexpr size_t kFusedOptions = Conv2dOptions::kCount + MaxPool2dOptions::kCount;
+constexpr size_t kFusedOptions = Conv2dOptions::kCount + MaxPool2dOptions::kCount + 1;
 
 // Those of the convolution come first.
 inline MaxPool2dOptions fused_pool_options(Ints list) {
@@ -62,8 +62,9 @@ template <class Device>
 std::tuple<Tensor, Tensor> fused_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                     const IntList& stride, const IntList& padding, const IntList& dilation,
                                     int64_t groups, const IntList& pool_kernel_size, const IntList& pool_stride,
-                                    const IntList& pool_padding, const IntList& pool_dilation, bool ceil_mode) {
-  return fused_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups},
+                                    const IntList& pool_padding, const IntList& pool_dilation, bool ceil_mode,
+                                    bool allow_tf32) {
+  return fused_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups, allow_tf32},
                                   {pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode},
                                   /*return_code=*/true);
 }

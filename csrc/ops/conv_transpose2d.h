@@ -11,7 +11,7 @@ Tensor conv_transpose2d_forward_as(const Tensor& input, const Tensor& weight, co
                                    const ConvTranspose2dOptions& options) {
   const char* op = "conv_transpose2d";
   const Conv2dShape s = conv_transpose2d_shape(op, input, weight, bias, options);
-  const Guard<Device> guard(input);
+  const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.C, s.H, s.W}, input.dim(), conv_channels_last(input, weight));
   const std::optional<Tensor> dense_bias = dense(bias);
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
@@ -25,15 +25,16 @@ Tensor conv_transpose2d_forward_as(const Tensor& input, const Tensor& weight, co
 template <class Device>
 Tensor conv_transpose2d_forward_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const IntList& options) {
-  check_options("conv_transpose2d", options, ConvTranspose2dOptions::kCount);
+  check_options("conv_transpose2d", options, ConvTranspose2dOptions::kCount + 1);
   return conv_transpose2d_forward_as<Device>(input, weight, bias, conv_transpose2d_options(options));
 }
 
 template <class Device>
 Tensor conv_transpose2d_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                            const IntList& stride, const IntList& padding, const IntList& output_padding, int64_t groups,
-                           const IntList& dilation) {
-  return conv_transpose2d_forward_as<Device>(input, weight, bias, {stride, padding, output_padding, groups, dilation});
+                           const IntList& dilation, bool allow_tf32) {
+  return conv_transpose2d_forward_as<Device>(input, weight, bias,
+                                             {stride, padding, output_padding, groups, dilation, allow_tf32});
 }
 
 template <class Device>
@@ -41,11 +42,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_op(const Tensor& gr
                                                                 const Tensor& weight, const IntList& options,
                                                                 const std::vector<bool>& output_mask) {
   const char* op = "conv_transpose2d_backward";
-  check_options(op, options, ConvTranspose2dOptions::kCount);
-  const Conv2dShape s = conv_transpose2d_shape(op, input, weight, std::nullopt, conv_transpose2d_options(options));
+  check_options(op, options, ConvTranspose2dOptions::kCount + 1);
+  const ConvTranspose2dOptions parsed = conv_transpose2d_options(options);
+  const Conv2dShape s = conv_transpose2d_shape(op, input, weight, std::nullopt, parsed);
   check_grad_output(op, grad_output, input, {s.N, s.C, s.H, s.W});
   check_output_mask(op, output_mask);
-  const Guard<Device> guard(input);
+  const Guard<Device> guard(input, parsed.allow_tf32);
   const bool channels_last = conv_channels_last(input, weight);
   Tensor grad_input, grad_weight, grad_bias;
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {

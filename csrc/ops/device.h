@@ -10,6 +10,6 @@
 namespace cnnfast {
 
 template <class Device>
-class Guard;  // explicit Guard(const Tensor&); Device device() const
+class Guard;  // explicit Guard(const Tensor&, bool allow_tf32 = false); Device device() const
 
 }  // namespace cnnfast

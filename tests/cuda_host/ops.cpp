@@ -13,11 +13,17 @@ void set_schedule(int64_t schedule, int64_t seed, int64_t poison) {
                           static_cast<uint8_t>(poison));
 }
 
+void set_tensor_cores(bool present) { emulation::has_tensor_cores = present; }
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cnnfast_emulated, m) { m.def("set_schedule(int schedule, int seed, int poison) -> ()"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(cnnfast_emulated, m) {
+  m.def("set_schedule(int schedule, int seed, int poison) -> ()");
+  m.def("set_tensor_cores(bool present) -> ()");
+}
 STABLE_TORCH_LIBRARY_IMPL(cnnfast_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_schedule", TORCH_BOX(&set_schedule));
+  m.impl("set_tensor_cores", TORCH_BOX(&set_tensor_cores));
 }
 
 }  // namespace cnnfast

@@ -1,7 +1,6 @@
 // Copies an image into chunks (see cuda/chunks.h), through shared memory, so that neighbouring threads read and write
 // side by side whichever layout it has.
 #include "cuda/chunks.h"
-
 #include "cuda/kernels/launch.h"
 
 namespace cnnfast {
@@ -11,9 +10,8 @@ constexpr int kSide = 32;  // pixels and channels of a block's tile
 
 // to[((n * H + h) * W + w) * G * padded + g * padded + c], where a group has C channels, `padded` with zeros.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    pack(View<const T> from, T* to, int64_t G, int64_t C, int64_t padded, int64_t H, int64_t W, int64_t pixels,
-         int64_t channel_tiles) {
+__global__ void __launch_bounds__(kThreads) pack(View<const T> from, T* to, int64_t G, int64_t C, int64_t padded,
+                                                 int64_t H, int64_t W, int64_t pixels, int64_t channel_tiles) {
   CNNFAST_SHARED(T, tile, kSide * (kSide + 1));
   const int lane = static_cast<int>(threadIdx.x) % kSide, first = static_cast<int>(threadIdx.x) / kSide;
   const Divided at = divide(blockIdx.x, channel_tiles);
@@ -59,7 +57,7 @@ Chunks<T> chunks_of(const char* name, Cuda device, View<const T> view, int64_t N
   return {to, H * W * row, W * row, row, padded};
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                         \
+#define CNNFAST_INSTANTIATE(T) \
   template Chunks<T> chunks_of(const char*, Cuda, View<const T>, int64_t, int64_t, int64_t, int64_t, int64_t, bool);
 CNNFAST_FOR_EACH_TENSOR_TYPE(CNNFAST_INSTANTIATE)
 #undef CNNFAST_INSTANTIATE

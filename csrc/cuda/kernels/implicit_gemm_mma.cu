@@ -84,8 +84,8 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int h = h_[i] + down, w = w_[i] + right;
-      const bool inside = exists && h >= 0 && h < static_cast<int>(conv_.h.size) && w >= 0 &&
-                          w < static_cast<int>(conv_.w.size);
+      const bool inside =
+          exists && h >= 0 && h < static_cast<int>(conv_.h.size) && w >= 0 && w < static_cast<int>(conv_.w.size);
       const T* from = source_.data;
       if (inside)
         from = image_[i] + (h * static_cast<int>(source_.h) + w * static_cast<int>(source_.w) + chunk_ * kChunkSize<T>);
@@ -114,10 +114,10 @@ class Loader {
   const GatherConv& conv_;
   const Chunks<T>& source_;
   const int row_, column_;
-  const int chunks_;                       // of a tap
-  int chunk_, tap_h_ = 0, tap_w_ = 0;      // of the next step
-  const int depth_;                        // chunks in all
-  int position_ = column_;                 // of the next step among them
+  const int chunks_;                   // of a tap
+  int chunk_, tap_h_ = 0, tap_w_ = 0;  // of the next step
+  const int depth_;                    // chunks in all
+  int position_ = column_;             // of the next step among them
   const T* const weights_;
   const int channels_;  // rows of weights from this thread's first on
   const T* image_[kCopies];
@@ -184,7 +184,8 @@ __global__ void __launch_bounds__(kMmaThreads)
     });
     __syncthreads();
     for (int at = rank; at < kStagedM * kPixels; at += kMmaThreads) {
-      const int row = channels_inner ? at % kStagedM : at / kPixels, pixel = channels_inner ? at / kStagedM : at % kPixels;
+      const int row = channels_inner ? at % kStagedM : at / kPixels,
+                pixel = channels_inner ? at / kStagedM : at % kPixels;
       const int64_t m = m0 + part + row, channel = g * conv.M + m;
       if (m >= conv.M || places[pixel] < 0) continue;
       const float value = staged[pixel * pixel_pitch + row * m_pitch] + (bias != nullptr ? load(bias + channel) : 0.0f);
@@ -239,9 +240,9 @@ void implicit_gemm_mma(const char* name, Cuda device, const GatherConv& conv, co
   tile(name, device, conv, source, packed, bias, relu, output);
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                         \
-  template void implicit_gemm_mma(const char*, Cuda, const GatherConv&, const Chunks<T>&, GatherWeight<const T>, const T*, \
-                                  bool, View<T>);
+#define CNNFAST_INSTANTIATE(T)                                                                                   \
+  template void implicit_gemm_mma(const char*, Cuda, const GatherConv&, const Chunks<T>&, GatherWeight<const T>, \
+                                  const T*, bool, View<T>);
 CNNFAST_FOR_EACH_TENSOR_TYPE(CNNFAST_INSTANTIATE)
 #undef CNNFAST_INSTANTIATE
 

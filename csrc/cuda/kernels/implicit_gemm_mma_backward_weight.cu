@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kMmaThreads)
   const int P = static_cast<int>(s.P), Q = static_cast<int>(s.Q);
 
   // This thread's chunk of the filters, and its chunk of the columns: one tap's.
-  const int64_t filter = k0 + FilterRows::chunk() * kChunkSize<T>, column = column0 + ColumnRows::chunk() * kChunkSize<T>;
+  const int64_t filter = k0 + FilterRows::chunk() * kChunkSize<T>,
+                column = column0 + ColumnRows::chunk() * kChunkSize<T>;
   const bool has_filter = filter < grad_output.group, has_column = column < all;
   const Divided c = divide(min(column, all - 1), input.group), tap = divide(c.quotient, s.S);
   const int down = static_cast<int>(tap.quotient * s.dilation_h - s.pad_top);
@@ -133,10 +134,11 @@ __global__ void __launch_bounds__(kMmaThreads)
       const int row = ColumnRows::row(i);
       Pixel& at = column_pixel[i];
       const int h = at.p * static_cast<int>(s.stride_h) + down, w = at.q * static_cast<int>(s.stride_w) + right;
-      const bool present = has_column && first + row < end && h >= 0 && h < static_cast<int>(s.H) && w >= 0 &&
-                           w < static_cast<int>(s.W);
+      const bool present =
+          has_column && first + row < end && h >= 0 && h < static_cast<int>(s.H) && w >= 0 && w < static_cast<int>(s.W);
       const T* from = input.data;
-      if (present) from = columns_from + at.n * input.n + (h * static_cast<int>(input.h) + w * static_cast<int>(input.w));
+      if (present)
+        from = columns_from + at.n * input.n + (h * static_cast<int>(input.h) + w * static_cast<int>(input.w));
       copy_async(columns + ColumnRows::place(row, ColumnRows::chunk()), from, present);
       at.advance(by, P, Q);
     }

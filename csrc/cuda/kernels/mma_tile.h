@@ -39,8 +39,7 @@ struct WarpSums {
 #pragma unroll
       for (int j = 0; j < kColumnBlocks; ++j)
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          body(16 * i + 8 * (k / 2) + lane / 4, 8 * j + lane % 4 * 2 + k % 2, sums[i][j][k]);
+        for (int k = 0; k < 4; ++k) body(16 * i + 8 * (k / 2) + lane / 4, 8 * j + lane % 4 * 2 + k % 2, sums[i][j][k]);
   }
 };
 

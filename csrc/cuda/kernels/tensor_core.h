@@ -4,9 +4,9 @@
 //
 // A fragment is a warp's matrix, in 32-bit registers of one 32-bit or two 16-bit elements, lower half first. With
 // g = lane / 4 and t = lane % 4, of a 16 x k matrix A, where a step of k is 32 bytes (16 or 8 elements) and E elements
-// fill a register, register 0 holds row g from column E * t on, 1 row g + 8, 2 row g from column 4 * E + E * t on, 3 row
-// g + 8 of those. B [k, 8] has in register 0 column g from row E * t on, in 1 from row 4 * E + E * t on. The 16 x 8 sums
-// are 0 and 1 in row g, columns 2 * t and 2 * t + 1, 2 and 3 the same of row g + 8.
+// fill a register, register 0 holds row g from column E * t on, 1 row g + 8, 2 row g from column 4 * E + E * t on, 3
+// row g + 8 of those. B [k, 8] has in register 0 column g from row E * t on, in 1 from row 4 * E + E * t on. The 16 x 8
+// sums are 0 and 1 in row g, columns 2 * t and 2 * t + 1, 2 and 3 the same of row g + 8.
 #pragma once
 
 #include "cuda/kernels/launch.h"
@@ -98,7 +98,8 @@ CNNFAST_DEVICE void copy_async(void* to, const void* from, bool present) {
 }
 // Closes this thread's group of copies, also an empty one.
 CNNFAST_DEVICE void commit_copies() { CNNFAST_ASM_VOLATILE("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most the kPending latest groups of this thread are on their way. Others see the copies after a barrier.
+// Waits until at most the kPending latest groups of this thread are on their way. Others see the copies after a
+// barrier.
 template <int kPending>
 CNNFAST_DEVICE void wait_for_copies() {
   CNNFAST_ASM_VOLATILE("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

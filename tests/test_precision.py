@@ -1,0 +1,46 @@
+"""torch's switch for tf32 reaches the raw ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cnnfast import functional
+from cnnfast.precision import allow_tf32
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[None]:
+    before = torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("ieee", False)])
+def test_switch(precision: str, allowed: bool) -> None:
+    torch.backends.cudnn.conv.fp32_precision = precision
+    assert allow_tf32() is allowed
+    assert functional._with_precision("cuda", (1, 2, False)) == (1, 2, allowed)
+    assert functional._with_precision("cpu", (1, 2, False)) == (1, 2, False)
+
+
+def test_switch_of_all_of_cudnn() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "none"
+    before = torch.backends.cudnn.fp32_precision
+    try:
+        torch.backends.cudnn.fp32_precision = "ieee"
+        assert not allow_tf32()
+    finally:
+        torch.backends.cudnn.fp32_precision = before
+
+
+def test_traced_graph_has_the_switch() -> None:
+    """The exported program names allow_tf32, which is False on the CPU."""
+    module = torch.nn.Conv2d(2, 3, 3)
+    module.forward = lambda x: functional.conv2d(x, module.weight, module.bias)  # type: ignore[method-assign]
+    program = torch.export.export(module, (torch.ones(1, 2, 5, 5),))
+    calls = [node for node in program.graph.nodes if "cnnfast.conv2d" in str(node.target)]
+    assert len(calls) == 1
+    assert not any(argument is True for argument in calls[0].args)
