@@ -120,6 +120,10 @@ GEMM = [
     Case("strided", "conv2d", (2, 20, 11, 12), (33, 20, 3, 2), True,
          {"stride": (2, 3), "padding": 1, "dilation": (1, 2)}),
     Case("slices_of_pixels", "conv2d", (5, 4, 15, 18), (17, 4, 3, 3), True, {"padding": 1}),
+    Case("depthwise_5x5", "conv2d_relu", (2, 33, 11, 9), (33, 1, 5, 4), True, {"padding": 2, "groups": 33}),
+    Case("depthwise_strided", "conv2d", (2, 5, 12, 11), (10, 1, 3, 3), True,
+         {"stride": (2, 1), "padding": 1, "dilation": (1, 2), "groups": 5}),
+    Case("depthwise_slices", "conv2d", (9, 2, 21, 23), (2, 1, 3, 3), False, {"padding": 1, "groups": 2}),
     Case("tiles_of_128", "conv2d", (3, 12, 9, 10), (132, 12, 3, 3), True, {"padding": 1}),
     Case("transposed", "conv_transpose2d", (2, 33, 5, 6), (33, 20, 3, 3), True,
          {"stride": 2, "output_padding": 1, "groups": 1}),
@@ -188,19 +192,28 @@ def test_16_bits_without_tensor_cores(
 
 def test_tf32_is_rounded_only_where_allowed(runs: list[tuple[int, int, int] | None], device: torch.device) -> None:
     """1 + 2^-11 has one digit more than tf32: it becomes 1 + 2^-10, its tie going away from zero."""
-    input, weight = torch.full((1, 32, 4, 4), 1 + 2**-11, device=device), torch.ones(16, 32, 1, 1, device=device)
-    numbers = (1, 1, 0, 0, 0, 0, 1, 1, 1)
-    ieee = autograd.Conv2d.compute(input, weight, None, (*numbers, False))
-    rounded = autograd.Conv2d.compute(input, weight, None, (*numbers, True))
-    assert torch.equal(ieee, torch.full_like(ieee, 32 * (1 + 2**-11)))
-    assert torch.equal(rounded, torch.full_like(rounded, 32 * (1 + 2**-10)))
+    numbers, fine, coarse = (1, 1, 0, 0, 0, 0, 1, 1, 1), 1 + 2**-11, 1 + 2**-10
+    for values in ((fine, 1.0), (1.0, fine)):
+        input = torch.full((1, 32, 4, 4), values[0], device=device)
+        weight = torch.full((16, 32, 1, 1), values[1], device=device)
+        ieee = autograd.Conv2d.compute(input, weight, None, (*numbers, False))
+        assert torch.equal(ieee, torch.full_like(ieee, 32 * fine))
+        rounded = autograd.Conv2d.compute(input, weight, None, (*numbers, True))
+        assert torch.equal(rounded, torch.full_like(rounded, 32 * coarse))
+        # Operands of the weight's gradient: input, and grad_output in the place of the weight.
+        backward = autograd._conv2d_backward
+        grad_output = torch.full((1, 16, 4, 4), values[1], device=device)
+        _, ieee, _ = backward(grad_output, input, weight, (*numbers, False), [False, True, False])
+        assert torch.equal(ieee, torch.full_like(ieee, 16 * fine))
+        _, rounded, _ = backward(grad_output, input, weight, (*numbers, True), [False, True, False])
+        assert torch.equal(rounded, torch.full_like(rounded, 16 * coarse))
 
 
 def test_nan_and_infinity_on_tensor_cores(
     tf32: None, runs: list[tuple[int, int, int] | None], device: torch.device
 ) -> None:
-    input, weight = torch.ones(1, 32, 4, 4), torch.ones(16, 32, 1, 1)
-    input[0, 3, 0, 0], input[0, 5, 1, 1], input[0, 7, 2, 2] = math.nan, math.inf, -math.inf
+    input, weight = torch.ones(1, 36, 4, 4), torch.ones(16, 36, 1, 1)  # nine chunks: a step's end has no tap
+    input[0, 3, 3, 3], input[0, 5, 1, 1], input[0, 7, 2, 2] = math.nan, math.inf, -math.inf
     output = functional.conv2d(input.to(device), weight.to(device)).cpu()
     torch.testing.assert_close(output, F.conv2d(input, weight), rtol=0, atol=0, equal_nan=True)
 

@@ -20,20 +20,22 @@ static constexpr ReductionPlan reduction_plan(int64_t sums, int64_t terms) {
   return {slices, static_cast<int>(max<int64_t>(32, min(threads, kMostThreads)))};
 }
 
-// Whether a matrix product pays: below, tiles are mostly padding.
-static inline bool takes_implicit_gemm(const GatherConv& conv) { return conv.M >= 16 && conv.C * conv.taps() >= 32; }
-
-// Its kernels on tensor cores keep places of rows, columns and chunks in 32 bits.
-constexpr int64_t kMostOfMma = int64_t{1} << 30;
-static inline bool axis_takes_mma(const GatherAxis& axis) {
+// Matrix products keep rows, columns and channels in 32 bits.
+constexpr int64_t kMostOfGemm = int64_t{1} << 30;
+static inline bool axis_takes_gemm(const GatherAxis& axis) {
   const int64_t reach = axis.taps * axis.spread, origin = max(axis.origin, -axis.origin);
-  return axis.size < kMostOfMma && reach < kMostOfMma / 4 && origin < kMostOfMma / 4 &&
-         axis.outputs * axis.step < kMostOfMma / 4;
+  return axis.size < kMostOfGemm && reach < kMostOfGemm / 4 && origin < kMostOfGemm / 4 &&
+         axis.outputs * axis.step < kMostOfGemm / 4;
 }
+// Whether one pays: below, tiles are mostly padding.
+static inline bool takes_implicit_gemm(const GatherConv& conv) {
+  return conv.M >= 16 && conv.C * conv.taps() >= 32 && conv.C * conv.taps() < kMostOfGemm && axis_takes_gemm(conv.h) &&
+         axis_takes_gemm(conv.w);
+}
+// Tensor cores' kernels keep places in an image in 32 bits, too.
 static inline bool takes_mma(const GatherConv& conv) {
   const int64_t kMostPadding = 8, padded = round_up(conv.C, kMostPadding);
-  return axis_takes_mma(conv.h) && axis_takes_mma(conv.w) && conv.taps() * padded < kMostOfMma &&
-         conv.h.size * conv.w.size < kMostOfMma / (conv.G * padded);
+  return conv.taps() * padded < kMostOfGemm && conv.h.size * conv.w.size < kMostOfGemm / (conv.G * padded);
 }
 // Output channels of a block: few, where there are few, or few blocks otherwise.
 static inline int64_t mma_tile_channels(const GatherConv& conv) {
@@ -69,8 +71,8 @@ static inline WeightGradPlan mma_weight_grad_plan(const Conv2dShape& s, int64_t 
   return weight_grad_plan(s, columns, s.K / s.G <= 64 ? 64 : 128, columns <= 64 ? 64 : 128);
 }
 static inline bool takes_implicit_gemm_backward_weight(const Conv2dShape& s) {
-  return s.K / s.G >= 16 && s.C / s.G * s.R * s.S >= 32 && s.P < kMostOfMma && s.Q < kMostOfMma &&
-         max(s.pad_top + s.R * s.dilation_h, s.pad_left + s.S * s.dilation_w) < kMostOfMma;
+  const GatherConv conv = forward_gather(s);
+  return conv.M >= 16 && conv.C * conv.taps() >= 32 && axis_takes_gemm(conv.h) && axis_takes_gemm(conv.w);
 }
 
 // A band of an image in shared memory, padded, so that kernels need no bounds: channels `plane` elements apart, each

@@ -1,6 +1,7 @@
 // Convolution of any shape, type and layout: which algorithm takes it, and algorithm `direct`, where a thread computes
 // one output pixel of one channel, and a block one slice of one weight's gradient.
 #include "cuda/conv2d.h"
+#include "cuda/depthwise_conv2d.h"
 #include "cuda/implicit_gemm.h"
 #include "cuda/kernels/block_sum.h"
 
@@ -56,6 +57,7 @@ class Gatherer {
       }
       return implicit_gemm(name_, device_, conv, source_, weight_, bias_, relu_, output);
     }
+    if (takes_depthwise(conv)) return depthwise_conv2d(name_, device_, conv, source_, weight_, bias_, relu_, output);
     const int64_t count = conv.N * conv.G * conv.M * conv.h.outputs * conv.w.outputs;
     // Threads side by side write side by side.
     const bool channels_last = output.stride.c < output.stride.w;
@@ -163,23 +165,29 @@ void conv2d_backward_weight(Cuda device, const Conv2dShape& s, View<const T> inp
                             View<T> grad_weight) {
   constexpr const char* kName = "conv2d_backward_weight";
   const int64_t C = s.C / s.G, sums = s.K * C * s.R * s.S;
+  const auto partial_of = [&](int64_t slices) { return device.scratch<Compute<T>>(sums * slices); };
+  const auto add = [&](const Compute<T>* partial, int64_t slices) {
+    launch_over(kName, device, add_slices<T>, sums, partial, sums, slices, C, s.R, s.S, grad_weight);
+  };
+  if (takes_depthwise_backward_weight(s)) {
+    const int64_t slices = reduction_plan(s.K, s.N * s.P * s.Q).slices;
+    Compute<T>* partial = partial_of(slices);
+    depthwise_conv2d_backward_weight(kName, device, s, slices, input, grad_output, partial);
+    return add(partial, slices);
+  }
   if (takes_implicit_gemm_backward_weight(s)) {
-    const auto partial_of = [&](const WeightGradPlan& plan) { return device.scratch<Compute<T>>(sums * plan.slices); };
-    const auto add = [&](const Compute<T>* partial, int64_t slices) {
-      launch_over(kName, device, add_slices<T>, sums, partial, sums, slices, C, s.R, s.S, grad_weight);
-    };
     if constexpr (sizeof(T) < 8) {
       if (takes_tensor_cores<T>(device) && takes_mma(forward_gather(s))) {
         const auto x = chunks_of(kName, device, input, s.N, s.G, C, s.H, s.W);
         const auto dy = chunks_of(kName, device, grad_output, s.N, s.G, s.K / s.G, s.P, s.Q, true);
         const WeightGradPlan plan = mma_weight_grad_plan(s, x.group);
-        float* partial = partial_of(plan);
+        float* partial = partial_of(plan.slices);
         implicit_gemm_mma_backward_weight(kName, device, s, plan, x, dy, partial);
         return add(partial, plan.slices);
       }
     }
     const WeightGradPlan plan = plain_weight_grad_plan(s);
-    Compute<T>* partial = partial_of(plan);
+    Compute<T>* partial = partial_of(plan.slices);
     implicit_gemm_backward_weight<T>(kName, device, s, plan, input, grad_output, partial);
     return add(partial, plan.slices);
   }

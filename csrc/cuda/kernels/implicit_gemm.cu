@@ -50,10 +50,9 @@ class SourceLoader {
     for (int i = 0; i < kLoadedPixels; ++i) {
       const int64_t pixel = first_pixel + this->pixel(i);
       const ImageIndex at = image_index(min(pixel, conv.pixels() - 1), 1, conv.h.outputs, conv.w.outputs, false);
-      h_[i] = at.h * conv.h.step + conv.h.origin;
-      w_[i] = at.w * conv.w.step + conv.w.origin;
       // Beyond the last pixel nothing is inside the image.
-      if (pixel >= conv.pixels()) h_[i] = -conv.h.taps * conv.h.spread - 1;
+      h_[i] = pixel < conv.pixels() ? static_cast<int>(at.h * conv.h.step + conv.h.origin) : kOutside;
+      w_[i] = static_cast<int>(at.w * conv.w.step + conv.w.origin);
       from_[i] = source.data + at.n * stride_.n + g * conv.C * stride_.c;
     }
   }
@@ -66,23 +65,26 @@ class SourceLoader {
     return kChannelsLast ? rank % kDepth : rank / kPixels + i * (kThreads / kPixels);
   }
   // Load i of a step: channel first_channel + channel(i) of pixel(i) at tap (r, t).
-  CNNFAST_DEVICE Compute<T> operator()(int i, int64_t r, int64_t t, int64_t first_channel) const {
+  CNNFAST_DEVICE Compute<T> operator()(int i, int r, int t, int first_channel) const {
     const int at = kChannelsLast ? i : 0;
-    const int64_t h = h_[at] + r * conv_.h.spread, w = w_[at] + t * conv_.w.spread, c = first_channel + channel(i);
-    const bool inside = h >= 0 && h < conv_.h.size && w >= 0 && w < conv_.w.size && c < conv_.C;
+    const int h = h_[at] + r * static_cast<int>(conv_.h.spread), w = w_[at] + t * static_cast<int>(conv_.w.spread);
+    const int c = first_channel + channel(i);
+    const bool inside = h >= 0 && h < static_cast<int>(conv_.h.size) && w >= 0 && w < static_cast<int>(conv_.w.size) &&
+                        c < static_cast<int>(conv_.C);
     return inside ? load(from_[at] + c * stride_.c + h * stride_.h + w * stride_.w) : Compute<T>(0);
   }
 
  private:
   const GatherConv& conv_;
   const Strides stride_;
-  int64_t h_[kLoadedPixels], w_[kLoadedPixels];
+  static constexpr int kOutside = -(1 << 30);
+  int h_[kLoadedPixels], w_[kLoadedPixels];
   const T* from_[kLoadedPixels];
 };
 
 template <class T, int kM, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads) gemm(GatherConv conv, View<const T> source, const Compute<T>* packed,
-                                                 const T* bias, bool relu, View<T> output, int64_t tiles_m) {
+__global__ void __launch_bounds__(kThreads, 1) gemm(GatherConv conv, View<const T> source, const Compute<T>* packed,
+                                                    const T* bias, bool relu, View<T> output, int64_t tiles_m) {
   using A = Compute<T>;
   constexpr int kTileM = kM / kSide, kWeightLoads = kM * kDepth / kThreads;
   CNNFAST_SHARED(A, weights, 2 * kDepth * kM);
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) gemm(GatherConv conv, View<const T> 
   // Blocks that read the same pixels follow each other.
   const Divided tile = divide(blockIdx.x, tiles_m), group = divide(tile.quotient, conv.G);
   const int64_t m0 = tile.remainder * kM, g = group.remainder, first_pixel = group.quotient * kPixels;
-  const int64_t channel_steps = ceil_div(conv.C, int64_t{kDepth}), steps = conv.taps() * channel_steps;
+  const int64_t steps = conv.taps() * ceil_div(conv.C, int64_t{kDepth});
   if (rank < kPixels) {
     const int64_t pixel = first_pixel + rank;
     const ImageIndex at = image_index(min(pixel, conv.pixels() - 1), 1, conv.h.outputs, conv.w.outputs, false);
@@ -104,20 +106,21 @@ __global__ void __launch_bounds__(kThreads) gemm(GatherConv conv, View<const T> 
 
   const SourceLoader<T, kChannelsLast> load_source(conv, source, g, first_pixel);
   A next_weights[kWeightLoads], next_pixels[kSourceLoads];
-  int64_t tap_h = 0, tap_w = 0, channel_step = 0;  // of the next step
+  int tap_h = 0, tap_w = 0, c0 = 0;  // of the next step
   const auto fetch = [&] {
-    const int64_t c0 = channel_step * kDepth, tap = tap_h * conv.w.taps + tap_w;
+    const int64_t first = ((g * conv.taps() + tap_h * conv.w.taps + tap_w) * conv.C + c0) * conv.M + m0;
 #pragma unroll
     for (int i = 0; i < kWeightLoads; ++i) {
       const int at = rank + i * kThreads;
-      const int64_t c = c0 + at / kM, m = m0 + at % kM;
-      next_weights[i] = c < conv.C && m < conv.M ? packed[((g * conv.taps() + tap) * conv.C + c) * conv.M + m] : A(0);
+      const bool exists = c0 + at / kM < static_cast<int>(conv.C) && at % kM < conv.M - m0;
+      next_weights[i] = exists ? packed[first + at / kM * conv.M + at % kM] : A(0);
     }
 #pragma unroll
     for (int i = 0; i < kSourceLoads; ++i) next_pixels[i] = load_source(i, tap_h, tap_w, c0);
-    if (++channel_step == channel_steps) {
-      channel_step = 0;
-      if (++tap_w == conv.w.taps) tap_w = 0, ++tap_h;
+    c0 += kDepth;
+    if (c0 >= static_cast<int>(conv.C)) {
+      c0 = 0;
+      if (++tap_w == static_cast<int>(conv.w.taps)) tap_w = 0, ++tap_h;
     }
   };
   const auto put = [&](int64_t step) {

@@ -32,7 +32,7 @@ struct Pixel {
 // kNeighbours: whether neighbouring threads take neighbouring pixels of one channel or, in channels_last, neighbouring
 // channels of one pixel.
 template <class T, bool kNeighbours>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     gemm(Conv2dShape s, View<const T> input, View<const T> grad_output, Compute<T>* partial, int64_t tiles_k,
          int64_t tiles_c, int64_t slices) {
   using A = Compute<T>;
