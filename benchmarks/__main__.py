@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment, lecture, ops, plot, report, small
+from . import environment, gpu, lecture, ops, plot, report, small
 from .case import Case, measure
 from .results import Result, Row, load, save
 from .rivals import RIVALS
@@ -21,7 +21,8 @@ from .timing import Budget
 
 ROOT = Path(__file__).parent.parent
 # A device's suites; a device without any is refused.
-SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases}}
+_ALL = {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases}
+SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": _ALL, "cuda": _ALL}
 BUDGETS = {"lecture": Budget(seconds=2.0), "small": Budget(seconds=0.7), "ops": Budget(seconds=0.5)}
 QUICK_BUDGETS = {
     "lecture": Budget(seconds=1.0),
@@ -47,21 +48,30 @@ def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     threads = arguments.threads or min(2, os.cpu_count() or 1)
     if threads < 1:
         parser.error(f"--threads: must be at least 1, but got threads={threads}")
+    device = environment.choose_device(arguments.device, SUITES)
     # Compiling takes longer than a whole quick run; whoever names it gets it.
-    by_default = [rival for rival in RIVALS if not (arguments.quick and rival == "compile")]
+    by_default = [
+        name
+        for name, rival in RIVALS.items()
+        if device in rival.devices and not (arguments.quick and name in ("compile", "cuda_graphs"))
+    ]
     rivals = by_default if arguments.rivals is None else [r for r in arguments.rivals.split(",") if r]
     if unknown := set(rivals) - set(RIVALS):
         parser.error(f"--rivals: must be among {','.join(RIVALS)}, but got {','.join(sorted(unknown))}")
-    return Options(arguments.quick, threads, rivals, environment.choose_device(arguments.device, SUITES))
+    return Options(arguments.quick, threads, rivals, device)
 
 
 def run(suite: str, options: Options) -> Result:
     """One suite from beginning to end, its progress on stderr."""
     torch.set_num_threads(options.threads)
     result = Result(environment.collect(suite, options))
+    stopwatch = None
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # the rivals' best case: shapes do not change
+        stopwatch = gpu.GpuStopwatch()
     budget = (QUICK_BUDGETS if options.quick else BUDGETS)[suite]
     for item in _progress(SUITES[options.device][suite](options), suite):
-        result.rows.append(item if isinstance(item, Row) else measure(item, budget))
+        result.rows.append(item if isinstance(item, Row) else measure(item, budget, stopwatch))
     environment.close(result.metadata)
     result.set_peak(1e9 * max(result.metadata["peak_gflops"].values()))
     return result
@@ -78,7 +88,8 @@ def _progress(items: Iterable[Case | Row], suite: str) -> Iterable[Case | Row]:
 
 def _write(result: Result, folder: Path) -> None:
     about = result.metadata
-    machine = re.sub(r"[^a-z0-9]+", "-", about["cpu"].lower()).strip("-")
+    name = about["gpu"]["name"] if about["gpu"] else about["cpu"]
+    machine = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     stem = f"{about['suite']}{'-quick' if about['quick'] else ''}--{machine}--{about['device']}"
     save(result, folder / f"{stem}.json")
     pictures = [folder / f"{stem}.png", folder / f"{stem}.svg"]

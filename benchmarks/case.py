@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from cnnfast.precision import allow_tf32
+
 from .results import Entry, Row
 from .timing import Budget, Contestant, Stopwatch, ratio_of_medians, ratio_of_rounds, spread, time_contestants
 
@@ -20,6 +22,15 @@ OURS = "cnnfast"
 # a whole gradient to its neighbour (5e-4 of a weight's gradient was seen); no such step exists in outputs.
 OUTPUT_LIMIT = 1e-4
 GRADIENT_LIMIT = 1e-2
+# The same where products are of tf32, whose operands are rounded to 2^-11: near-equal values are 2^13 times as many.
+TF32_OUTPUT_LIMIT = 3e-3
+TF32_GRADIENT_LIMIT = 5e-2
+
+
+def limits(device: str) -> tuple[float, float]:
+    """Those of outputs and gradients on a device, by torch's switch as it is now."""
+    tf32 = device == "cuda" and allow_tf32()
+    return (TF32_OUTPUT_LIMIT, TF32_GRADIENT_LIMIT) if tf32 else (OUTPUT_LIMIT, GRADIENT_LIMIT)
 
 
 class NotInstalled(Exception):
@@ -39,6 +50,7 @@ class Case:
             ``Skipped``; any other exception of a rival is shown as "failed".
         reference: the expected outputs, by name, in float64; names that start with "grad" are gradients.
         gflop: dense work of one call in 1e9 operations, or None where the count says nothing.
+        output_limit, gradient_limit: relative distance from the reference up to which a result counts as right.
     """
 
     section: str
@@ -48,13 +60,20 @@ class Case:
     gflop: float | None
     contestants: Mapping[str, Callable[[], Contestant]]
     reference: Callable[[], dict[str, Tensor]]
+    output_limit: float = OUTPUT_LIMIT
+    gradient_limit: float = GRADIENT_LIMIT
 
     def row(self) -> Row:
         """The case's row, still without entries."""
         return Row(self.section, self.name, self.shape, self.batch, "ms", self.gflop)
 
 
-def discrepancy(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[float, str]:
+def discrepancy(
+    outputs: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    output_limit: float = OUTPUT_LIMIT,
+    gradient_limit: float = GRADIENT_LIMIT,
+) -> tuple[float, str]:
     """The largest error relative to the reference's largest value, and what is wrong ("" if nothing is)."""
     if outputs.keys() != reference.keys():
         return math.inf, f"returns {sorted(outputs)} instead of {sorted(reference)}"
@@ -67,7 +86,7 @@ def discrepancy(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) 
         error = float(difference.abs().max() / expected.abs().max().clamp_min(1e-30)) if expected.numel() else 0.0
         distance = float(difference.norm() / expected.norm().clamp_min(1e-30)) if expected.numel() else 0.0
         # NaN compares false: written so that it counts as wrong.
-        if not distance <= (GRADIENT_LIMIT if name.startswith("grad") else OUTPUT_LIMIT):
+        if not distance <= (gradient_limit if name.startswith("grad") else output_limit):
             wrong.append(f"{name}: max error {error:.2g}")
         largest = max(largest, error) if math.isfinite(error) else math.inf
     return largest, "; ".join(wrong)
@@ -79,7 +98,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _prepare(
-    name: str, setup: Callable[[], Contestant], reference: Mapping[str, Tensor]
+    name: str, setup: Callable[[], Contestant], reference: Mapping[str, Tensor], limits: tuple[float, float]
 ) -> tuple[Entry, Contestant | None]:
     """Sets a contestant up and checks it; without a contestant the entry says why it is not timed."""
     try:
@@ -91,7 +110,7 @@ def _prepare(
         return Entry(name, "skipped", str(error)), None
     except Exception as error:  # Whatever a rival raises must not end the run; the row shows it.
         return Entry(name, "failed", _first_line(error)), None
-    distance, wrong = discrepancy(outputs, reference)
+    distance, wrong = discrepancy(outputs, reference, *limits)
     # JSON has no infinity.
     entry = Entry(name, error=distance if math.isfinite(distance) else None)
     if wrong:
@@ -104,7 +123,10 @@ def measure(case: Case, budget: Budget, stopwatch: Stopwatch | None = None) -> R
     """Checks and times a case. cnnfast is held to the same rule: if it is wrong, the row says so and has no time."""
     row = case.row()
     reference = case.reference()
-    prepared = [_prepare(name, setup, reference) for name, setup in case.contestants.items()]
+    prepared = [
+        _prepare(name, setup, reference, (case.output_limit, case.gradient_limit))
+        for name, setup in case.contestants.items()
+    ]
     row.entries = [entry for entry, _ in prepared]
     contestants = [contestant for _, contestant in prepared if contestant is not None]
     times = time_contestants(contestants, budget, stopwatch) if contestants else {}

@@ -18,7 +18,9 @@ import torch
 
 import cnnfast
 from cnnfast import info
+from cnnfast.precision import allow_tf32
 
+from . import gpu
 from .rivals import describe
 from .suites import Options
 
@@ -116,6 +118,8 @@ def collect(suite: str, options: Options) -> dict[str, Any]:
     """The metadata of a run that begins now; ``close`` completes it."""
     cnnfast.fallbacks(reset=True)
     peak, share = probe(options.threads)
+    if options.device == "cuda":
+        peak = gpu.matmul_rate(allow_tf32()) / 1e9
     return {
         "suite": suite,
         "quick": options.quick,
@@ -126,6 +130,7 @@ def collect(suite: str, options: Options) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": options.threads,
         "device": options.device,
+        "gpu": gpu.about() if options.device == "cuda" else None,
         "isa": json.loads(torch.ops.cnnfast.cpu_info())["isa"],
         "dtype": "float32",
         "rivals": describe(options.rivals),
@@ -136,7 +141,10 @@ def collect(suite: str, options: Options) -> dict[str, Any]:
 
 def close(metadata: dict[str, Any]) -> None:
     """Adds what is known only when the run has ended: the peak again, and what happened in this process."""
-    metadata["peak_gflops"]["end"], metadata["processor_share"]["end"] = probe(metadata["threads"])
+    peak, share = probe(metadata["threads"])
+    if metadata["device"] == "cuda":
+        peak = gpu.matmul_rate(allow_tf32()) / 1e9
+    metadata["peak_gflops"]["end"], metadata["processor_share"]["end"] = peak, share
     # A rival may have brought an OpenMP runtime of its own; more than one makes everybody slower.
     files = info.openmp_runtimes()
     metadata["openmp_runtimes"] = None if files is None else [Path(file).name for file in files]

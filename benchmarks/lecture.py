@@ -21,8 +21,8 @@ from .work import BACKWARD, FORWARD, STEP, Work, runner
 
 __all__ = ["cases"]
 
-BATCHES = (1, 64, 256, 1024)
-QUICK_BATCHES = (64,)
+BATCHES = {"cpu": (1, 64, 256, 1024), "cuda": (1, 64, 1024, 4096, 16384, 65536)}
+QUICK_BATCHES = {"cpu": (64,), "cuda": (4096,)}
 COUNTED_BATCH = 64
 SCALING_BATCH = 256
 ALONE = f"{OURS} on 1 thread"
@@ -60,9 +60,9 @@ def _without(options: Options, *rivals: str) -> Options:
 def cases(options: Options) -> Iterator[Case | Row]:
     """The suite; quick: batch 64 alone."""
     # Compiling and exporting every block as well would double the run; the whole stack shows what those rivals do.
-    blocks = _without(options, "compile", "onnxruntime", "openvino")
+    blocks = _without(options, "compile", "cuda_graphs", "onnxruntime", "openvino")
     training = _without(options, "onnxruntime", "openvino")
-    for batch in QUICK_BATCHES if options.quick else BATCHES:
+    for batch in (QUICK_BATCHES if options.quick else BATCHES)[options.device]:
         section = "Convolution layers"
         yield case_of(section, "cnn_layers", _cnn_layers(batch, FORWARD), options)
         yield case_of(section, "cnn_layers", _cnn_layers(batch, BACKWARD), training)
@@ -74,7 +74,8 @@ def cases(options: Options) -> Iterator[Case | Row]:
             for mode in (FORWARD, BACKWARD):
                 yield case_of(section, name, _block(batch, mode, *shape), blocks)
     yield _bytes_kept(COUNTED_BATCH)
-    yield from _scaling(SCALING_BATCH, options)
+    if options.device == "cpu":
+        yield from _scaling(SCALING_BATCH, options)
 
 
 def _bytes_kept(batch: int) -> Row:

@@ -78,6 +78,8 @@ LAYERS: tuple[Layer, ...] = (
     Layer("Inception 3x3 stride 1", "avg_pool2d", (4, 192, 35, 35), {"kernel_size": 3, "stride": 1, "padding": 1}),
 )  # fmt: skip
 
+# A GPU is given as many times the images.
+BATCH_FACTOR = {"cpu": 1, "cuda": 16}
 # So little work that what is timed is the way to the kernel.
 SMALLEST = _conv("3x3, 1->1, one image of 8x8", "conv2d", (1, 1, 8, 8), 1, 3, padding=1, quick=True)
 
@@ -100,6 +102,8 @@ def cases(options: Options) -> Iterator[Case | Row]:
     for layer in LAYERS:
         if options.quick and not layer.quick:
             continue
+        n, *image = layer.input
+        layer = dataclasses.replace(layer, input=(n * BATCH_FACTOR[options.device], *image))
         # One channel is stored alike in both.
         for layout in layouts[: 1 if layer.input[1] == 1 else None]:
             for mode in (FORWARD, BACKWARD):

@@ -64,11 +64,19 @@ def summary(result: Result) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     threads = f"{about['threads']} thread{'s' if about['threads'] != 1 else ''}"
     peak = about["peak_gflops"]
+    gpu = about.get("gpu")
+    machine = f"{about['cpu']}, {about['cores']} cores, {threads}, {about['isa']}"
+    what = f"Measured FMA peak of {threads}"
+    if gpu:
+        machine = (
+            f"{gpu['name']}, copies at {_figure(gpu['copy_gb_per_s'])} GB/s, convolutions of float32 as "
+            f"{gpu['conv_fp32_precision']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']} (benchmark=True)"
+        )
+        what = "Rate of torch's own product of large matrices at that precision"
     notes = [
-        f"{about['date'][:10]}, commit {about['commit']}: {about['cpu']}, {about['cores']} cores, {threads}, "
-        f"{about['isa']}, {about['dtype']}. {versions}.",
-        f"Measured FMA peak of {threads}: {_figure(peak['start'])} GFLOP/s before the run, {_figure(peak['end'])} "
-        "after it; shares are of the larger.",
+        f"{about['date'][:10]}, commit {about['commit']}: {machine}, {about['dtype']}. {versions}.",
+        f"{what}: {_figure(peak['start'])} GFLOP/s before the run, {_figure(peak['end'])} after it; shares are of the "
+        "larger.",
         "Rivals: their time and, in brackets, how many times cnnfast's it is (per-round ratios' median; for "
         f"onnxruntime and OpenVINO the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count "
         "dense work; a dash was skipped.",

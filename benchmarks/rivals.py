@@ -22,7 +22,7 @@ from .work import FORWARD, Runner, Work, runner
 __all__ = ["COMPILED_BATCHES", "RIVALS", "contestants", "describe"]
 
 # Compiling a case takes some ten seconds, so it is done for these batches only.
-COMPILED_BATCHES = (64, 256)
+COMPILED_BATCHES = {"cpu": (64, 256), "cuda": (64, 4096)}
 
 
 def _eager(work: Work) -> Runner:
@@ -39,18 +39,32 @@ def _require(package: str) -> None:
         raise NotInstalled(f"no package {package}")
 
 
-def _compile(work: Work) -> Runner:
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++").split()[0], "g++", "clang++")):
+def _cpu_only(work: Work) -> None:
+    if not work.input.is_cpu:
+        raise Skipped("measured on the CPU only")
+
+
+def _cuda_graphs(work: Work) -> Runner:
+    if work.input.is_cpu:
+        raise Skipped("CUDA graphs are a GPU's")
+    return _compile(work, mode="reduce-overhead")
+
+
+def _compile(work: Work, mode: str | None = None) -> Runner:
+    if work.input.is_cpu and not any(
+        shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++").split()[0], "g++", "clang++")
+    ):
         raise NotInstalled("torch.compile on the CPU needs a C++ compiler")
-    if work.input.shape[0] not in COMPILED_BATCHES:
-        batches = " and ".join(map(str, COMPILED_BATCHES))
+    compiled_batches = COMPILED_BATCHES[work.input.device.type]
+    if work.input.shape[0] not in compiled_batches:
+        batches = " and ".join(map(str, compiled_batches))
         raise Skipped(f"compiled for batches {batches} only: a compilation takes about 10 s")
     import torch._inductor.config as inductor
 
     torch._dynamo.reset()
     # Static shapes are torch.compile's best case. Freezing (constant, prepacked weights) is for inference alone;
     # fallback_random draws dropout's mask as eager torch does, so that a training step can be compared with it.
-    compiled = torch.compile(copy.deepcopy(work.plain), dynamic=False)
+    compiled = torch.compile(copy.deepcopy(work.plain), dynamic=False, mode=mode)
     run = runner(compiled, work)
     config = {"freezing": True} if work.mode == FORWARD else {"fallback_random": True}
 
@@ -64,6 +78,7 @@ def _compile(work: Work) -> Runner:
 
 
 def _onnxruntime(work: Work) -> Runner:
+    _cpu_only(work)
     if work.mode != FORWARD:
         raise Skipped("onnxruntime is for inference")
     for package in ("onnxruntime", "onnxscript"):
@@ -84,6 +99,7 @@ def _onnxruntime(work: Work) -> Runner:
 
 
 def _openvino(work: Work) -> Runner:
+    _cpu_only(work)
     if work.mode != FORWARD:
         raise Skipped("OpenVINO is for inference")
     for package in ("openvino", "onnxscript"):
@@ -125,6 +141,7 @@ class Rival:
     configuration: str
     setup: Callable[[Work], Runner]
     own_threads: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 # By the name that --rivals takes.
@@ -136,12 +153,19 @@ RIVALS: Mapping[str, Rival] = {
     "compile": Rival(
         "torch.compile", "torch.compile(model, dynamic=False), inductor's freezing on for inference", _compile
     ),
+    "cuda_graphs": Rival(
+        "torch.compile, CUDA graphs",
+        "torch.compile(model, dynamic=False, mode='reduce-overhead'), inductor's freezing on for inference",
+        _cuda_graphs,
+        devices=("cuda",),
+    ),
     "onnxruntime": Rival(
         "onnxruntime",
         "torch.onnx.export (static shape), CPUExecutionProvider, default graph optimisations, as many intra-op threads "
         "as torch, numpy input; inference only, timed in blocks of calls with pauses around them",
         _onnxruntime,
         own_threads=True,
+        devices=("cpu",),
     ),
     "openvino": Rival(
         "OpenVINO",
@@ -150,6 +174,7 @@ RIVALS: Mapping[str, Rival] = {
         "around them",
         _openvino,
         own_threads=True,
+        devices=("cpu",),
     ),
 }
 

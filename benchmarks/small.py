@@ -17,8 +17,8 @@ from .work import BACKWARD, FORWARD, Work
 
 __all__ = ["BLOCKS", "Block", "cases", "work_of"]
 
-BATCHES = (1, 64)
-QUICK_BATCHES = (64,)
+BATCHES = {"cpu": (1, 64), "cuda": (64, 4096)}
+QUICK_BATCHES = {"cpu": (64,), "cuda": (4096,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def work_of(block: Block, batch: int, mode: str) -> Work:
 def cases(options: Options) -> Iterator[Case | Row]:
     """The suite; quick: a third of the blocks at batch 64. The rivals are torch's, eager, in both layouts."""
     options = dataclasses.replace(options, rivals=[r for r in options.rivals if r in ("eager", "channels_last")])
-    for batch in QUICK_BATCHES if options.quick else BATCHES:
+    for batch in (QUICK_BATCHES if options.quick else BATCHES)[options.device]:
         for block in BLOCKS:
             if options.quick and not block.quick:
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import nn
 
-from .case import Case
+from .case import Case, limits
 from .results import Row
 from .rivals import contestants
 from .work import FORWARD, Work, reference
@@ -71,6 +71,7 @@ def work_gflop(work: Work) -> float | None:
 
 def case_of(section: str, name: str, work: Work, options: Options) -> Case:
     """The case that times a work against the rivals; the shape shown is the input's."""
+    work = work.to(options.device)
     n, c, h, w = work.input.shape
     layout = "" if work.input.is_contiguous() else ", channels_last"
     return Case(
@@ -81,4 +82,5 @@ def case_of(section: str, name: str, work: Work, options: Options) -> Case:
         work_gflop(work),
         contestants(work, options.rivals),
         lambda: reference(work),
+        *limits(options.device),
     )

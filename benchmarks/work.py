@@ -38,6 +38,16 @@ class Work:
     input_gradient: bool = False
     target: Tensor | None = None
 
+    def to(self, device: str) -> Work:
+        """The same on a device."""
+        if self.input.device.type == device:
+            return self
+        modules = (copy.deepcopy(module).to(device) for module in (self.ours, self.plain))
+        target = None if self.target is None else self.target.to(device)
+        return dataclasses.replace(
+            self, **dict(zip(("ours", "plain"), modules)), input=self.input.to(device), target=target
+        )
+
     def in_layout(self, layout: torch.memory_format) -> Work:
         """The same with copies of modules and input stored in a memory format."""
         modules = (copy.deepcopy(module).to(memory_format=layout) for module in (self.ours, self.plain))

@@ -5,7 +5,9 @@ DIR/STAGE.json as soon as it ends, so that nothing is lost when time runs out; t
 
     build       the library for this device's architecture alone
     tests       every kernel's test on the device, and the dtype, layout and error tests that take a device
+    benchmarks  the suite of the lecture's network against cuDNN and torch.compile
     sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small shapes, where it is installed
+    all_benchmarks  the suites of small blocks and of single ops
 """
 
 from __future__ import annotations
@@ -58,6 +60,11 @@ def tests() -> list[dict[str, Any]]:
     return [run(*command, *DEVICE_TESTS)]
 
 
+def benchmarks() -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--suite", "lecture"]
+    return [run(*command, "--out", str(ROOT / "build/gpu-check"))]
+
+
 def sanitizer() -> list[dict[str, Any]]:
     if shutil.which("compute-sanitizer") is None:
         return [{"command": "compute-sanitizer", "exit": 0, "seconds": 0.0, "output": ["not installed"]}]
@@ -72,7 +79,18 @@ def sanitizer() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-STAGES: dict[str, Callable[[], list[dict[str, Any]]]] = {"build": build, "tests": tests, "sanitizer": sanitizer}
+def all_benchmarks() -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--out", str(ROOT / "build/gpu-check")]
+    return [run(*command, "--suite", suite) for suite in ("small", "ops")]
+
+
+STAGES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "build": build,
+    "tests": tests,
+    "benchmarks": benchmarks,
+    "sanitizer": sanitizer,
+    "all_benchmarks": all_benchmarks,
+}
 
 
 def main() -> int:
