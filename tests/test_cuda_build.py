@@ -1,7 +1,10 @@
-"""nvcc compiles every CUDA kernel for every listed GPU without a warning, within its budget of registers and spills."""
+"""nvcc compiles every CUDA kernel for every listed GPU without a warning, within its budget of registers, and to the
+instructions that are meant."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -18,16 +21,29 @@ ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 # Registers of a thread at most, by kernel: of the 65,536 of a multiprocessor, which should hold several blocks.
 BUDGET = {"gemm": 255, "depthwise": 255, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
 DEFAULT_BUDGET = 128
+REGISTERS = 65536
+
+# Machine instructions that must be there: in all of a source's kernels together, from compute capability 8.0 on.
+TENSOR_CORES = {"HMMA.1688.F32.TF32", "HMMA.16816.F32", "HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"}
+MEANT = {
+    "implicit_gemm_mma": TENSOR_CORES,
+    "implicit_gemm_mma_backward_weight": TENSOR_CORES - {"LDSM.16.M88.4"} | {"LDSM.16.MT88.4"},
+    "conv2d_relu_max_pool2d": {"STG.E.128"},
+    "pool_sparse_backward": {"STG.E.128"},
+    "relu": {"LDG.E.128", "STG.E.128"},
+}
+# Local memory (spills, arrays that are indexed), and atomics, whose order of additions is nobody's.
+NEVER = re.compile(r"(LDL|STL|RED|ATOM|ATOMG)(\.|$)")
 
 pytestmark = pytest.mark.long
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
 
 
-def entries(report: str) -> list[tuple[str, str, int, int, int]]:
-    """(kernel, arch, registers, stack bytes, spilled bytes) of each of ptxas's reports."""
+def entries(report: str) -> list[tuple[str, str, int, int, int, int]]:
+    """(kernel, arch, registers, static shared bytes, stack bytes, spilled bytes) of each of ptxas's reports."""
     found = re.findall(
         r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
         report,
         re.DOTALL,
     )
@@ -35,10 +51,28 @@ def entries(report: str) -> list[tuple[str, str, int, int, int]]:
     short = [
         re.sub(r"\(.*", "", name.replace("(anonymous namespace)::", "")).split("::", 1)[1] for name in names.split("\n")
     ]
-    return [
-        (name, arch, int(registers), int(stack), int(stores) + int(loads))
-        for name, (_, arch, stack, stores, loads, registers) in zip(short, found, strict=True)
-    ]
+    table = []
+    for name, (_, arch, stack, stores, loads, registers, rest) in zip(short, found, strict=True):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        figures = int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads)
+        table.append((name.removeprefix("void ").removeprefix("cnnfast::"), arch, *figures))
+    return table
+
+
+def instructions(binary: Path) -> dict[str, set[str]]:
+    """The instructions, with their modifiers, that the machine code of each architecture has."""
+    files = importlib.metadata.files("nvidia-cuda-cuobjdump") or []
+    disassembler = next(Path(file.locate()) for file in files if file.name == "cuobjdump")
+    path = f"{disassembler.parent}{os.pathsep}{os.environ['PATH']}"  # it calls nvdisasm, which lies beside it
+    command = [str(disassembler), "-sass", str(binary)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PATH": path}).stdout
+    found: dict[str, set[str]] = {}
+    for part in re.split(r"code for sm_", text)[1:]:
+        arch = re.match(r"\d+", part)
+        assert arch is not None
+        names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", part)
+        found.setdefault(arch[0], set()).update(names)
+    return found
 
 
 def test_launchers_compile() -> None:
@@ -62,21 +96,33 @@ def test_launchers_compile() -> None:
 
 @needs_nvcc
 @pytest.mark.parametrize("source", SOURCES)
-def test_resources(source: str, tmp_path: Path) -> None:
+def test_kernels(source: str, tmp_path: Path) -> None:
+    binary = tmp_path / "kernels.o"
     command = ["nvcc", "-std=c++20", "-O3", "-Werror=all-warnings", "-Xcompiler=-fPIC,-Wall,-Wextra,-Werror", "-Icsrc"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
-    command += ["-Xptxas=-v", "-c", f"csrc/cuda/kernels/{source}.cu", "-o", str(tmp_path / "kernels.o")]
+    command += ["-Xptxas=-v", "-c", f"csrc/cuda/kernels/{source}.cu", "-o", str(binary)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     table = entries(result.stderr)
     assert {arch for _, arch, *_ in table} == set(ARCHS)
-    for name, arch, registers, stack, spilled in table:
-        print(f"{name:<70} sm_{arch:<4} {registers:>4} registers {stack:>4} bytes of stack {spilled:>4} spilled")
-    for name, arch, registers, stack, spilled in table:
-        kernel = name.removeprefix("void ").removeprefix("cnnfast::")
+    for kernel, arch, registers, shared, stack, spilled in table:
+        threads = REGISTERS // (-(-registers // 8) * 8)
+        print(
+            f"{kernel:<60} sm_{arch:<4} {registers:>4} registers ({min(threads, 2048):>4} threads) {shared:>6} bytes "
+            f"of static shared memory {stack:>4} of stack {spilled:>4} spilled"
+        )
+    for kernel, arch, registers, _, stack, spilled in table:
         budget = next((most for start, most in BUDGET.items() if kernel.startswith(start)), DEFAULT_BUDGET)
         assert registers <= budget, f"{kernel} on sm_{arch}: {registers} registers, but its budget is {budget}"
         assert max(stack, spilled) == 0, f"{kernel} on sm_{arch}: {stack} bytes of stack, {spilled} spilled"
+    code = instructions(binary)
+    assert set(code) == set(ARCHS)
+    for arch, used in code.items():
+        assert "EXIT" in used
+        never = sorted(name for name in used if NEVER.match(name))
+        assert not never, f"{source} on sm_{arch} has {never}"
+        missing = MEANT.get(source, set()) - used if arch != "75" else set()
+        assert not missing, f"{source} on sm_{arch} lacks {sorted(missing)}"
 
 
 if __name__ == "__main__":

@@ -27,13 +27,14 @@ def test_switch(precision: str, allowed: bool) -> None:
 
 
 def test_switch_of_all_of_cudnn() -> None:
+    """torch.backends.cudnn.fp32_precision, whose own setter torch's test utilities freeze for the whole process."""
     torch.backends.cudnn.conv.fp32_precision = "none"
     before = torch.backends.cudnn.fp32_precision
     try:
-        torch.backends.cudnn.fp32_precision = "ieee"
+        torch._C._set_fp32_precision_setter("cuda", "all", "ieee")
         assert not allow_tf32()
     finally:
-        torch.backends.cudnn.fp32_precision = before
+        torch._C._set_fp32_precision_setter("cuda", "all", before)
 
 
 def test_traced_graph_has_the_switch() -> None:
