@@ -63,12 +63,13 @@ wheel: $(installed)
 
 $(later):
 	$(PYTHON) -m venv $(VENV)-later
-	$(later_bin)/python -m $(PIP_INSTALL) --quiet torch==$(LATER_TORCH)
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet torch==$(LATER_TORCH) "setuptools>=77" ninja
 	touch $@
 
 wheel-later: wheel $(later)
 	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/*.whl
 	cd $(VENV)-later && $(later_bin)/python $(CURDIR)/tests/smoke.py
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet "cnnfast[test]"
 
 test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) wheel-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")

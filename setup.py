@@ -177,11 +177,14 @@ class BuildLibrary(build_ext):
         self.torch = find_torch(self.minimum)
         self.cuda = find_cuda(self.torch)
         if self.cuda is None:
-            left_out = [ext for ext in self.extensions if ext.name == "cnnfast._cuda"]
-            for ext in left_out:  # of an earlier build in place, which would be loaded
-                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-            self.extensions = [ext for ext in self.extensions if ext not in left_out]
+            Path(self.get_ext_fullpath("cnnfast._cuda")).unlink(missing_ok=True)
+            self.extensions = [ext for ext in self.extensions if ext.name != "cnnfast._cuda"]
         super().build_extensions()
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        if self.cuda is None:  # that of an earlier build in place would be loaded
+            (ROOT / self.get_ext_filename("cnnfast._cuda")).unlink(missing_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
         if platform.system() != "Linux":
