@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from calls import forward_backward, theirs
-from cuda_host.build import build
+from cuda_host.fixture import emulated  # noqa: F401
 from torch import Tensor
 
 from cnnfast import autograd, functional, library, routing
@@ -22,18 +22,6 @@ from cnnfast.testing import DTYPES, LAYOUTS, OPS, Case, assert_within, cases, ma
 
 # (order of threads and blocks, its seed, the byte that fills shared memory): NaN, or 1e30
 SCHEDULES = [(0, 0, 0xFF), (1, 0, 0x71), (2, 0, 0xFF), (3, 1, 0x71)]
-
-
-@pytest.fixture(scope="module")
-def emulated() -> Iterator[None]:
-    """torch.ops.cnnfast_emulated in the place of torch.ops.cnnfast."""
-    torch.ops.load_library(str(build()))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, handle in vars(autograd).copy().items():
-            if isinstance(handle, torch._ops.OpOverload) and handle.namespace == "cnnfast":
-                op = handle.name().removeprefix("cnnfast::")
-                patch.setattr(autograd, name, getattr(torch.ops.cnnfast_emulated, op).default)
-        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from cuda_host.mutations import MUTATIONS, TESTS, Mutation
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("csrc", "tests", "cnnfast", "pyproject.toml")
 WORKERS = min(4, os.cpu_count() or 1)
+TEST_FILES = ("tests/test_cuda_kernels.py", "tests/test_cuda_large.py")
 # Of a mutation's tests: it may make a loop endless.
 TIMEOUT = 300
 
@@ -40,7 +41,7 @@ def environment(copy: Path) -> dict[str, str]:
 
 
 def run_tests(copy: Path, chosen: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_cuda_kernels.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TEST_FILES]
     command += ["-k", chosen]
     return subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True, timeout=TIMEOUT)
 

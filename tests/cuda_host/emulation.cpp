@@ -332,9 +332,10 @@ void launch(const char* name, unsigned blocks, unsigned threads, size_t shared_b
   machine.random.seed(machine.seed);
   gridDim = {blocks, 1, 1};
   blockDim = {threads, 1, 1};
-  std::vector<unsigned> order(blocks);
-  for (unsigned i = 0; i < blocks; ++i) order[i] = machine.schedule == Schedule::ascending ? i : blocks - 1 - i;
+  std::vector<unsigned> order(only_ends ? std::min(blocks, 2u) : blocks);
+  for (unsigned i = 0; i < order.size(); ++i) order[i] = machine.schedule == Schedule::ascending ? i : blocks - 1 - i;
   if (machine.schedule == Schedule::random) std::shuffle(order.begin(), order.end(), machine.random);
+  if (only_ends && blocks > 1) order = {0, blocks - 1};
   for (const unsigned block : order) {
     blockIdx = {block, 0, 0};
     machine.threads.assign(threads, Thread{});

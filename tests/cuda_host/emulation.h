@@ -32,6 +32,9 @@ constexpr int kSchedules = 4;
 // For launches from now on. `poison` fills shared memory before a block starts.
 void set_schedule(Schedule schedule, uint64_t seed, uint8_t poison);
 
+// Runs no block but a grid's first and last, for tensors of more than 2^31 elements.
+inline bool only_ends = false;
+
 // Whether kernels are told of them.
 inline bool has_tensor_cores = true;
 

@@ -28,7 +28,7 @@ FUSED, SPARSE = "kernels/conv2d_relu_max_pool2d.cu", "kernels/pool_sparse_backwa
 WEIGHT = "kernels/implicit_gemm_backward_weight.cu"
 MMA, MMA_WEIGHT = "kernels/implicit_gemm_mma.cu", "kernels/implicit_gemm_mma_backward_weight.cu"
 MMA_TILE, CHUNKS = "kernels/mma_tile.h", "kernels/chunks.cu"
-DEPTHWISE = "kernels/depthwise_conv2d.cu"
+DEPTHWISE, GEMM_TILE = "kernels/depthwise_conv2d.cu", "kernels/gemm_tile.h"
 CONV, GEMM, MAX, AVG, RELU = (
     f"kernels/{name}.cu" for name in ("conv2d", "implicit_gemm", "max_pool2d", "avg_pool2d", "relu")
 )
@@ -43,8 +43,9 @@ TESTS = {
     "kernels/tile.h": _FUSED_TESTS,
     CONV: "conv2d- and not max_pool2d",
     GEMM: _GEMM_TESTS,
+    GEMM_TILE: _GEMM_TESTS,
     WEIGHT: _GEMM_TESTS,
-    MMA: "tensor_cores or tf32",
+    MMA: "tensor_cores or tf32 or large",
     MMA_WEIGHT: "tensor_cores or tf32",
     MMA_TILE: "tensor_cores or tf32",
     CHUNKS: "tensor_cores or tf32",
@@ -100,19 +101,16 @@ MUTATIONS = [
     Mutation("conv2d: groups read the first group's channels", CONV, "group.quotient * conv.C + c", "c"),
     Mutation("conv2d: one column too many", CONV, "w >= s.W", "w > s.W"),
     Mutation("conv2d: the second slice is left out", CONV, "slice < slices", "slice < 1"),
-    Mutation("gemm: no barrier after the first step's loads", GEMM, BARRIER, ";", 0),
-    Mutation("gemm: no barrier after a step's loads", GEMM, BARRIER, ";", 1),
-    Mutation("gemm: one buffer instead of two", GEMM, "step % 2 * kDepth * kPitch;", "0 * kDepth * kPitch;"),
+    Mutation("gemm: no barrier after the first step's loads", GEMM_TILE, BARRIER, ";", 0),
+    Mutation("gemm: no barrier after a step's loads", GEMM_TILE, BARRIER, ";", 1),
+    Mutation("gemm: one buffer instead of two", GEMM_TILE, "put(static_cast<int>((step + 1) % 2))",
+             "put(static_cast<int>(step % 2))"),
     Mutation("gemm: taps in the wrong order", GEMM, "tap_w = 0, ++tap_h", "tap_w = 0, tap_h += 0"),
     Mutation("gemm: a tile reads beyond the channels", GEMM, "c0 + at / kM < static_cast<int>(conv.C) && at", "at"),
-    Mutation("gemm: no barrier before results are staged", GEMM, BARRIER, ";", 2),
-    Mutation("gemm: no barrier before results are stored", GEMM, BARRIER, ";", 3),
+    Mutation("gemm: no barrier before results are staged", GEMM, BARRIER, ";", 0),
+    Mutation("gemm: no barrier before results are stored", GEMM, BARRIER, ";", 1),
     Mutation("gemm: channels beyond the last are stored", GEMM, "m >= conv.M || places", "places"),
     Mutation("gemm: the padding is not zero", GEMM, "w < static_cast<int>(conv_.w.size) &&", "true &&"),
-    Mutation("weight gemm: no barrier after the first step's loads", WEIGHT, BARRIER, ";", 0),
-    Mutation("weight gemm: no barrier after a step's loads", WEIGHT, BARRIER, ";", 1),
-    Mutation("weight gemm: one buffer instead of two", WEIGHT, "step % 2 * kDepth * kColumnPitch;",
-             "0 * kDepth * kColumnPitch;"),
     Mutation("weight gemm: a slice reads into the next", WEIGHT, "first + filter_depth(i) < end && k < K", "k < K"),
     Mutation("weight gemm: the next image is forgotten", WEIGHT, "p = 0, ++n", "p = 0"),
     Mutation("weight gemm: the padding is not zero", WEIGHT, "h >= 0 && h < s.H && w >= 0 &&", "h < s.H && w >= 0 &&"),
@@ -168,5 +166,8 @@ MUTATIONS = [
     Mutation("relu: the elements after the last pack", RELU, "for_each_index(count - rest", "for_each_index(0 * rest"),
     Mutation("relu_backward: NaN blocks the gradient", RELU, "load(output) <= 0 ? Compute<T>(0) : g",
              "load(output) > 0 ? g : Compute<T>(0)"),
+    Mutation("mma: places of 32 bits", MMA, "? at.n * s.n + at.h", "? static_cast<int>(at.n * s.n) + at.h"),
+    Mutation("for_each_index: indices of 32 bits", "kernels/launch.h", "int64_t i = static_cast<int64_t>(blockIdx.x)",
+             "int i = static_cast<int64_t>(blockIdx.x)"),
     Mutation("image_index: H for W", "kernels/launch.h", "divide(c.quotient, W)", "divide(c.quotient, H)"),
 ]  # fmt: skip

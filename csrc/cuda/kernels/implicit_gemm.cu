@@ -5,10 +5,8 @@
 //
 // A block computes kM output channels of kPixels pixels, numbered through (n, i, j). Per step it needs kDepth channels
 // of one tap: weights, which lie packed as [g][tap][c][m], and source pixels, gathered with zeros outside the image.
-// The next step's are read into registers while this one's are multiplied from shared memory, which is there twice, so
-// that one barrier a step is enough.
 #include "cuda/implicit_gemm.h"
-#include "cuda/kernels/launch.h"
+#include "cuda/kernels/gemm_tile.h"
 
 namespace cnnfast {
 namespace {
@@ -123,9 +121,9 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(GatherConv conv, View<const 
       if (++tap_w == static_cast<int>(conv.w.taps)) tap_w = 0, ++tap_h;
     }
   };
-  const auto put = [&](int64_t step) {
-    A* const w = weights + step % 2 * kDepth * kM;
-    A* const x = pixels + step % 2 * kDepth * kPitch;
+  const auto put = [&](int buffer) {
+    A* const w = weights + buffer * kDepth * kM;
+    A* const x = pixels + buffer * kDepth * kPitch;
 #pragma unroll
     for (int i = 0; i < kWeightLoads; ++i) w[rank + i * kThreads] = next_weights[i];
 #pragma unroll
@@ -133,15 +131,9 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(GatherConv conv, View<const 
   };
 
   A sum[kTileM][kTilePixels] = {};
-  if (steps > 0) {
-    fetch();
-    put(0);
-  }
-  __syncthreads();
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) fetch();
-    const A* const w = weights + step % 2 * kDepth * kM + row;
-    const Run<A>* const x = pixel_runs + step % 2 * kDepth * kPitch / kRun + column;
+  run_buffers(steps, fetch, put, [&](int buffer) {
+    const A* const w = weights + buffer * kDepth * kM + row;
+    const Run<A>* const x = pixel_runs + buffer * kDepth * kPitch / kRun + column;
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
       A left[kTileM], right[kTilePixels];
@@ -153,16 +145,9 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(GatherConv conv, View<const 
 #pragma unroll
         for (int k = 0; k < kRun; ++k) right[j + k] = run.x[k];
       }
-#pragma unroll
-      for (int i = 0; i < kTileM; ++i)
-#pragma unroll
-        for (int j = 0; j < kTilePixels; ++j) sum[i][j] += left[i] * right[j];
+      add_products(sum, left, right);
     }
-    if (step + 1 < steps) {
-      put(step + 1);
-      __syncthreads();
-    }
-  }
+  });
 
   // kSide channels at a time through shared memory, so that neighbouring threads write side by side: pixels, or
   // channels where those are neighbours in memory.

@@ -3,10 +3,9 @@
 //   grad_weight[k, (c, tap)] = sum over pixels of grad_output[k, pixel] * input[c, pixel + tap]
 //
 // A block computes kFilters output channels times kColumns columns (c, tap) over one slice of the pixels, numbered
-// through (n, p, q). Per step it needs kDepth pixels of both operands; the next step's are read into registers while
-// this one's are multiplied from shared memory, which is there twice. Slices are added in their order by the caller.
+// through (n, p, q). Per step it needs kDepth pixels of both operands. Slices are added in their order by the caller.
 #include "cuda/implicit_gemm.h"
-#include "cuda/kernels/launch.h"
+#include "cuda/kernels/gemm_tile.h"
 
 namespace cnnfast {
 namespace {
@@ -103,9 +102,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kPixelsOfThread; ++i) column_pixel[i].advance(P, Q);
     first += kDepth;
   };
-  const auto put = [&](int64_t step) {
-    A* const f = filters + step % 2 * kDepth * kFilterPitch;
-    A* const x = columns + step % 2 * kDepth * kColumnPitch;
+  const auto put = [&](int buffer) {
+    A* const f = filters + buffer * kDepth * kFilterPitch;
+    A* const x = columns + buffer * kDepth * kColumnPitch;
 #pragma unroll
     for (int i = 0; i < kFilterLoads; ++i) f[filter_depth(i) * kFilterPitch + filter_of(i)] = next_filters[i];
 #pragma unroll
@@ -113,15 +112,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   A sum[kTileFilters][kTileColumns] = {};
-  if (steps > 0) {
-    fetch();
-    put(0);
-  }
-  __syncthreads();
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) fetch();
-    const A* const f = filters + step % 2 * kDepth * kFilterPitch + row;
-    const A* const x = columns + step % 2 * kDepth * kColumnPitch + column;
+  run_buffers(steps, fetch, put, [&](int buffer) {
+    const A* const f = filters + buffer * kDepth * kFilterPitch + row;
+    const A* const x = columns + buffer * kDepth * kColumnPitch + column;
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
       A left[kTileFilters], right_side[kTileColumns];
@@ -129,16 +122,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < kTileFilters; ++i) left[i] = f[d * kFilterPitch + i * kSide];
 #pragma unroll
       for (int j = 0; j < kTileColumns; ++j) right_side[j] = x[d * kColumnPitch + j * kSide];
-#pragma unroll
-      for (int i = 0; i < kTileFilters; ++i)
-#pragma unroll
-        for (int j = 0; j < kTileColumns; ++j) sum[i][j] += left[i] * right_side[j];
+      add_products(sum, left, right_side);
     }
-    if (step + 1 < steps) {
-      put(step + 1);
-      __syncthreads();
-    }
-  }
+  });
 
   // In the order of a [K, C, R, S] weight, whichever its layout.
   A* const to = partial + slice * s.K * all;
