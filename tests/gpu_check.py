@@ -4,6 +4,7 @@ Nothing is fetched: torch (2.11 or later, built with CUDA), nvcc, ninja and pyte
 DIR/STAGE.json as soon as it ends, so that nothing is lost when time runs out; the exit code is that of the worst stage.
 
     build       the library for this device's architecture alone
+    probe       whether the tensor cores' fragments lie as the PTX ISA says
     tests       every kernel's test on the device, and the dtype, layout and error tests that take a device
     benchmarks  the suite of the lecture's network against cuDNN and torch.compile
     sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small shapes, where it is installed
@@ -55,6 +56,17 @@ def build() -> list[dict[str, Any]]:
     return [run(*command, CNNFAST_CUDA="1", TORCH_CUDA_ARCH_LIST=arch)]
 
 
+def probe() -> list[dict[str, Any]]:
+    import torch
+
+    arch = "".join(map(str, torch.cuda.get_device_capability()))
+    program = ROOT / "build/gpu-check/fragment_probe"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    source = "tests/cuda_host/fragment_probe.cu"
+    nvcc = run("nvcc", "-std=c++20", f"-arch=sm_{arch}", "-Icsrc", source, "-o", str(program))
+    return [nvcc, run(str(program))] if nvcc["exit"] == 0 else [nvcc]
+
+
 def tests() -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda"]
     return [run(*command, *DEVICE_TESTS)]
@@ -86,6 +98,7 @@ def all_benchmarks() -> list[dict[str, Any]]:
 
 STAGES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "build": build,
+    "probe": probe,
     "tests": tests,
     "benchmarks": benchmarks,
     "sanitizer": sanitizer,
