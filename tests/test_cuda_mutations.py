@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cuda_host.mutations import MUTATIONS, TESTS, Mutation
+from cuda_host.mutations import BARRIER, MUTATIONS, TESTS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("csrc", "tests", "cnnfast", "pyproject.toml")
@@ -59,6 +59,19 @@ def is_caught(mutation: Mutation, copy: Path) -> bool:
     finally:
         file.write_text(text)
     return result.returncode < 0 or re.search("^FAILED tests/", result.stdout, re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.label)
+def test_mutation_applies(mutation: Mutation) -> None:
+    text = (ROOT / "csrc/cuda" / mutation.file).read_text()
+    assert mutation.applied_to(text) != text
+
+
+@pytest.mark.parametrize("kernel", sorted(path.name for path in (ROOT / "csrc/cuda/kernels").iterdir()))
+def test_every_barrier_is_deleted_once(kernel: str) -> None:
+    text = (ROOT / "csrc/cuda/kernels" / kernel).read_text()
+    deleted = {m.nth for m in MUTATIONS if m.file == f"kernels/{kernel}" and (m.old, m.new) == (BARRIER, ";")}
+    assert deleted == set(range(text.count(BARRIER)))
 
 
 @pytest.mark.long

@@ -32,7 +32,7 @@ def test_address_and_undefined_behaviour() -> None:
     library = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
     subprocess.run([sys.executable, "tests/cuda_host/build.py"], cwd=ROOT, env=library, check=True)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_cuda_kernels.py"]
-    command += ["-k", "every_case or without_input_gradient or winners"]
+    command += ["-k", "every_case or without_input_gradient or winners or tensor_cores or tf32"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     assert " passed" in result.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["MUTATIONS", "TESTS", "Mutation"]
+__all__ = ["BARRIER", "MUTATIONS", "TESTS", "Mutation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ MUTATIONS = [
              "filter[(kTaps - 1 - (place - i)) % kTaps][j]"),
     Mutation("depthwise: a row too many", DEPTHWISE, "first + i < along.outputs", "first + i <= along.outputs"),
     Mutation("depthwise: the halo is not zero", DEPTHWISE, "place >= 0 && place < along.size", "place < along.size"),
-    Mutation("depthwise: the weight's halo counts", DEPTHWISE, "w >= 0 && w < s.W) sum", "w < s.W) sum"),
+    Mutation("depthwise: the weight's halo counts", DEPTHWISE, "h < s.H && w >= 0 && w < s.W", "h < s.H && w < s.W"),
     Mutation("max_pool2d: a window too few", MAX, "+ 1, outputs", ", outputs"),
     Mutation("max_pool2d: dilation forgotten", MAX, "h0 + r * s.dilation_h", "h0 + r"),
     Mutation("avg_pool2d: padding forgotten", AVG, "at.h * s.stride_h - s.pad_h", "at.h * s.stride_h"),
