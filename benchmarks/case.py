@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from cnnfast.precision import allow_tf32
@@ -122,7 +123,11 @@ def _prepare(
 def measure(case: Case, budget: Budget, stopwatch: Stopwatch | None = None) -> Row:
     """Checks and times a case. cnnfast is held to the same rule: if it is wrong, the row says so and has no time."""
     row = case.row()
-    reference = case.reference()
+    try:
+        reference = case.reference()
+    except torch.OutOfMemoryError as error:  # float64 of the largest batches: the rows before it are not lost for it
+        row.entries = [Entry(name, "failed", f"reference: {_first_line(error)}") for name in case.contestants]
+        return row
     prepared = [
         _prepare(name, setup, reference, (case.output_limit, case.gradient_limit))
         for name, setup in case.contestants.items()

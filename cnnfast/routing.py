@@ -122,7 +122,8 @@ def _no_cuda_kernel(index: int, tensor_cores: bool) -> Reason | None:
         number, _, ptx = arch.partition("+")
         lowest = tuple(int(part) for part in number.rstrip("a").split("."))
         # Machine code runs on later minors of its generation, PTX on everything later.
-        if lowest <= (major, minor) and (ptx or lowest[0] == major):
+        usable = lowest <= (major, minor) and (ptx or lowest[0] == major)
+        if usable and (not tensor_cores or lowest[0] >= 8):
             return None
     return Reason(f"no kernel for compute capability {major}.{minor} (built for {built})")
 

@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE_TESTS = ["tests/test_cuda_kernels.py", "tests/test_exact.py", "tests/test_errors.py"]
 # Small shapes of every kernel: a sanitizer slows a kernel down a hundredfold.
-SANITIZED = "test_every_case and (lopsided or tail or odd_size or tiles) or without_input_gradient"
+SANITIZED = "(test_every_case or tensor_cores) and (lopsided or tail or odd_size or tiles) or without_input_gradient"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -35,9 +35,12 @@ def run(*command: str, **environment: str) -> dict[str, Any]:
     """Runs a command, showing its output; how it ended, how long it took and its last lines."""
     print("$", " ".join(command), flush=True)
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:  # later stages still run
+        return {"command": " ".join(command), "exit": 127, "seconds": 0.0, "output": [str(error)]}
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -59,11 +62,23 @@ def build() -> list[dict[str, Any]]:
 def probe() -> list[dict[str, Any]]:
     import torch
 
-    arch = "".join(map(str, torch.cuda.get_device_capability()))
+    capability = torch.cuda.get_device_capability()
+    if capability[0] < 8:
+        return [{"command": "fragment_probe", "exit": 0, "seconds": 0.0, "output": ["no tensor cores that are used"]}]
+    arch = "".join(map(str, capability))
     program = ROOT / "build/gpu-check/fragment_probe"
     program.parent.mkdir(parents=True, exist_ok=True)
     source = "tests/cuda_host/fragment_probe.cu"
-    nvcc = run("nvcc", "-std=c++20", f"-arch=sm_{arch}", "-Icsrc", source, "-o", str(program))
+    home = os.environ.get("CUDA_HOME")
+    nvcc = run(
+        os.path.join(home, "bin/nvcc") if home else "nvcc",
+        "-std=c++20",
+        f"-arch=sm_{arch}",
+        "-Icsrc",
+        source,
+        "-o",
+        str(program),
+    )
     return [nvcc, run(str(program))] if nvcc["exit"] == 0 else [nvcc]
 
 

@@ -494,3 +494,15 @@ def test_limits_follow_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = {"output": torch.tensor([1.0, 1.0])}
     assert discrepancy(near, exact)[1] != ""
     assert discrepancy(near, exact, *case_module.limits("cuda"))[1] == ""
+
+
+def test_a_reference_that_does_not_fit_is_shown() -> None:
+    def reference() -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    machine = FakeMachine()
+    case = dataclasses.replace(case_of_fakes(machine, machine.contestant(OURS, 1e-3)), reference=reference)
+    row = measure(case, FEW, machine.stopwatch())
+    assert [(entry.status, entry.reason) for entry in row.entries] == [
+        ("failed", "reference: OutOfMemoryError: CUDA out of memory")
+    ]

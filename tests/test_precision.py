@@ -37,11 +37,12 @@ def test_switch_of_all_of_cudnn() -> None:
         torch._C._set_fp32_precision_setter("cuda", "all", before)
 
 
-def test_traced_graph_has_the_switch() -> None:
-    """The exported program names allow_tf32, which is False on the CPU."""
+def test_traced_graph_has_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the switch said is the exported call's last argument. (The CPU's op takes it, and does nothing with it.)"""
+    monkeypatch.setattr(functional, "_with_precision", lambda device, options: (*options[:-1], True))
     module = torch.nn.Conv2d(2, 3, 3)
     module.forward = lambda x: functional.conv2d(x, module.weight, module.bias)  # type: ignore[method-assign]
     program = torch.export.export(module, (torch.ones(1, 2, 5, 5),))
     calls = [node for node in program.graph.nodes if "cnnfast.conv2d" in str(node.target)]
     assert len(calls) == 1
-    assert not any(argument is True for argument in calls[0].args)
+    assert calls[0].args[-1] is True

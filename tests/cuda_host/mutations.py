@@ -20,6 +20,7 @@ class Mutation:
     def applied_to(self, text: str) -> str:
         parts = text.split(self.old)
         assert len(parts) > self.nth + 1, f"{self.label}: {self.file} has no {self.old!r} number {self.nth}"
+        assert self.old == BARRIER or len(parts) == 2, f"{self.label}: {self.file} has {self.old!r} more than once"
         return self.old.join(parts[: self.nth + 1]) + self.new + self.old.join(parts[self.nth + 1 :])
 
 

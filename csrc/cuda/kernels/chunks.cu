@@ -47,7 +47,7 @@ Chunks<T> chunks_of(const char* name, Cuda device, View<const T> view, int64_t N
   const bool in_order = s.h == W * s.w && s.n == H * s.h;
   // Kernels keep places within an image in 32 bits.
   const int64_t kMost = int64_t{1} << 31;
-  if (s.c == 1 && padded == C && aligned && (in_order || !dense) && H * s.h < kMost && W * s.w < kMost)
+  if (s.c == 1 && padded == C && aligned && (in_order || !dense) && (H - 1) * s.h + (W - 1) * s.w + G * C < kMost)
     return {view.data, s.n, s.h, s.w, C};
   const int64_t pixels = N * H * W, row = G * padded, channel_tiles = ceil_div(row, int64_t{kSide});
   const int64_t blocks = ceil_div(pixels, int64_t{kSide}) * channel_tiles;
