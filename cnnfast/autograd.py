@@ -5,8 +5,8 @@ autograd formula or a setup_context Function costs per call. It is ``compute``, 
 take the tensors, then one tuple of options, as ``backward`` finds it in ``ctx.options``. ``save`` and ``backward`` are
 also what registration.py gives the public op for torch.compile and direct callers.
 
-The raw backward ops have no derivative of their own. Where backward is itself recorded (create_graph=True), the
-formulas run on torch's differentiable ops instead: see ``_convolution_backward`` and ``_scatter``.
+The raw backward ops have no derivative of their own. Where backward is itself differentiated (create_graph=True,
+forward mode, torch.func), the formulas run on torch's ops instead: see ``_convolution_backward`` and ``_scatter``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .library import op
 
@@ -36,7 +36,7 @@ _max_pool2d_backward = op("max_pool2d_backward")
 _avg_pool2d_forward = op("avg_pool2d_forward")
 _avg_pool2d_backward = op("avg_pool2d_backward")
 
-_CLIPPED = 255  # csrc/common/shape.h, kClipped
+CLIPPED = 255  # csrc/common/shape.h, kClipped
 
 Ints = Sequence[int]
 Options = tuple[Any, ...]
@@ -153,7 +153,7 @@ class Conv2dReLU(Op):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
         input, weight, output = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _differentiated():
             return _conv2d_grads(ctx, _relu_grad(grad_output, output), input, weight)
         mask = ctx.needs_input_grad[:3]
         return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
@@ -184,7 +184,7 @@ class Conv2dReLUMaxPool2d(Op):
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
         input, weight, code = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if _differentiated():
             options = public_options(Conv2dReLUMaxPool2d.name, ctx.options)
             conv, pool = options[:4], options[4:8]
             size = conv_output_size(input, weight, *conv[:3])
@@ -211,7 +211,7 @@ class ConvTranspose2d(Op):
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
         input, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if _differentiated():
             stride, padding, output_padding, groups, dilation, _ = public_options(ConvTranspose2d.name, ctx.options)
             grads = _aten_convolution_backward(
                 grad_output, input, weight, stride, padding, dilation, True, output_padding, groups, mask
@@ -264,7 +264,7 @@ class MaxPool2d(Op):
         if grad_output is None:
             return None, None
         (indices,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _differentiated():
             return _scatter(grad_output, indices, ctx.input_size), None
         return _max_pool2d_backward(grad_output, indices, ctx.input_size, ctx.options), None
 
@@ -287,7 +287,7 @@ class AvgPool2d(Op):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
         options = public_options(AvgPool2d.name, ctx.options)
-        if torch.is_grad_enabled():
+        if _differentiated():
             # aten's formula reads no more than the shape of the input.
             input = grad_output.new_empty(()).expand(ctx.input_shape)
             grad = torch.ops.aten.avg_pool2d_backward(grad_output, input, *options)
@@ -314,20 +314,29 @@ def _input_to_keep(ctx: Any, input: Tensor) -> Tensor:
     return input.new_empty(()).expand(input.shape)
 
 
+def _differentiated() -> bool:
+    """Whether backward may itself be differentiated, or batched, in any of torch's ways."""
+    return (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0  # in a dual_level(), where grad_output may have a tangent
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 def _masked(grads: Grads, mask: Sequence[bool]) -> Grads:
     """The gradients of (input, weight, bias, options)."""
     return (grads[0] if mask[0] else None, grads[1] if mask[1] else None, grads[2] if mask[2] else None, None)
 
 
 def _relu_grad(grad_output: Tensor, output: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
+    if _differentiated():
         return torch.ops.aten.threshold_backward(grad_output, output, 0)
     return _relu_backward(grad_output, output)
 
 
 def _conv2d_grads(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) -> Grads:
     mask = ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled():
+    if _differentiated():
         grads = _convolution_backward(grad_output, input, weight, public_options(Conv2d.name, ctx.options), mask)
     else:
         grads = _conv2d_backward(grad_output, input, weight, ctx.options, mask)
@@ -380,9 +389,11 @@ def _scatter(grad_output: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
 
     ``index`` is the winner's h * W + w, or negative for none; the map has its memory format.
     """
-    grad = torch.where(index < 0, 0, grad_output).flatten(-2)
-    dense = grad.new_zeros(*grad.shape[:-1], size[0] * size[1])
-    dense = dense.scatter_add(-1, index.clamp(min=0).flatten(-2), grad).unflatten(-1, tuple(size))
+    # torch.autograd.grad(is_grads_batched=True) knows reshape, but not flatten.
+    maps, (P, Q) = index.shape[:-2], index.shape[-2:]
+    grad = torch.where(index < 0, 0, grad_output).reshape(*maps, P * Q)
+    dense = grad.new_zeros(*maps, size[0] * size[1])
+    dense = dense.scatter_add(-1, index.clamp(min=0).reshape(*maps, P * Q), grad).reshape(*maps, *size)
     return dense.contiguous(memory_format=suggest_memory_format(index))
 
 
@@ -392,7 +403,7 @@ def _winners(code: Tensor, width: int, kernel_size: Ints, stride: Ints, padding:
     tap = code.long()
     h = rows.view(-1, 1) + tap // kernel_size[1] * dilation[0]
     w = columns + tap % kernel_size[1] * dilation[1]
-    return torch.where(code == _CLIPPED, -1, h * width + w)
+    return torch.where(code == CLIPPED, -1, h * width + w)
 
 
 def conv_output_size(input: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:

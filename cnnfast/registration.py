@@ -1,8 +1,9 @@
 """What torch.compile, torch.export and direct callers need of the ops: shapes, gradients, autocast.
 
-The public ops (torch.ops.cnnfast.conv2d, ...) get the formulas of autograd.py and autocast's casts; every op gets a
-fake kernel, which tells the shape and strides of its results and nothing else. Arguments are checked by the kernels
-alone (csrc/checks.h).
+The public ops (torch.ops.cnnfast.conv2d, ...) get the formulas of autograd.py and autocast's casts; forward mode and
+torch.func's transforms, of which those formulas know nothing, get torch's ops (decomposition.py). Every op gets a fake
+kernel, which tells the shape and strides of its results and nothing else. Arguments are checked by the kernels alone
+(csrc/checks.h).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch._prims_common import suggest_memory_format
 
-from . import library
+from . import decomposition, library, routing
 from .autocast import lower_precision
 from .autograd import OPS, PUBLIC, Op, conv_output_size, flat_options, public_options
 
@@ -201,11 +203,30 @@ def _register_autograd(op: type[Op]) -> None:
             return nones
         return *op.backward(ctx, grad_output)[:tensors], *nones[tensors:]
 
-    torch.library.register_autograd(f"cnnfast::{op.name}", backward, setup_context=setup_context, lib=_lib)
+    # What torch.library.register_autograd registers; it would drop tangents without a word.
+    derive = make_autograd_impl(PUBLIC[op.name], Info(backward, setup_context))
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if routing.has_tangent(*args[:tensors]):
+            routing.to_torch(op.name, routing.FORWARD_AD)
+            return decomposition.DECOMPOSITIONS[op.name](*args)
+        return derive(keyset, *args)
+
+    _lib.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
+def _register_functorch(name: str) -> None:
+    def transformed(*args: Any) -> Any:
+        routing.to_torch(name, routing.FUNCTORCH)
+        return decomposition.DECOMPOSITIONS[name](*args)
+
+    # The key under which torch.func's transforms, while any is active, meet every op first.
+    _lib.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
 
 
 def register() -> None:
     """Once, after the library has loaded."""
+    decomposition.register()
     for name, fake in _FAKE.items():
         torch.library.register_fake(f"cnnfast::{name}", fake, lib=_lib)
         if name.endswith(("_forward", "_backward")):
@@ -213,6 +234,7 @@ def register() -> None:
             _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     for op in OPS.values():
         _register_autograd(op)
+        _register_functorch(op.name)
         if op.lower_precision:
             _register_autocast(op, "cpu", torch._C.DispatchKey.AutocastCPU)
             _register_autocast(op, "cuda", torch._C.DispatchKey.AutocastCUDA)

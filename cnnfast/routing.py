@@ -58,7 +58,8 @@ NOT_LOADED = Reason("the compiled library is not available")
 SUBCLASS = Reason("an argument is a tensor subclass or a tracer's proxy", logging.INFO)
 FUNCTORCH = Reason("a torch.func transform (vmap, grad, jvp, ...) is active", logging.INFO)
 FORWARD_AD = Reason("forward-mode automatic differentiation is active", logging.INFO)
-TRACING = Reason("torch.jit tracing or ONNX export is active", logging.INFO)
+TRACING = Reason("torch.jit tracing is active", logging.INFO)
+ONNX = Reason("ONNX export writes standard operators", logging.INFO)
 INPLACE = Reason("inplace=True is torch's own relu_", logging.INFO)
 LARGE_WINDOW = Reason("a window of more than 254 elements has no one-byte code: unfused", logging.INFO)
 
@@ -98,17 +99,22 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
         return NOT_LOADED
     if torch._C._are_functorch_transforms_active():
         return FUNCTORCH
-    # The level is that of the innermost dual_level(), -1 outside all. A tracer can't look at tangents.
-    if forward_ad._current_level >= 0 and (
-        compiling
-        or any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-    ):
+    # A tracer can't look at tangents.
+    if forward_ad._current_level >= 0 and (compiling or has_tangent(*tensors)):
         return FORWARD_AD
     if compiling:  # ONNX has convolution and pooling, not our ops
-        return TRACING if torch.onnx.is_in_onnx_export() else None
+        return ONNX if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:
-        return TRACING
+        return ONNX if torch.onnx.is_in_onnx_export() else TRACING
     return None
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode automatic differentiation is active on any of ``tensors``."""
+    # The level is that of the innermost dual_level(), -1 outside all.
+    return forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 @functools.cache
@@ -135,6 +141,8 @@ def _wrong_type(op: str, position: int, value: object) -> TypeError:
 
 def to_torch(op: str, reason: Reason) -> None:
     """Records that this call of ``op`` runs on torch's own op; raises RuntimeError instead in strict mode."""
+    if reason is ONNX:  # written down, not run
+        return
     if os.environ.get("CNNFAST_STRICT") == "1":
         raise RuntimeError(f"{op}: CNNFAST_STRICT=1 allows own kernels only, but got {_explain(reason)}")
     record(op, reason, "runs on torch's own op")

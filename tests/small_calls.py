@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import cnnfast.functional as CF
+from cnnfast import autograd
 
 
 class Call(NamedTuple):
@@ -35,6 +37,24 @@ class Call(NamedTuple):
 
     def theirs(self, *tensors: Tensor | None) -> Tensor:
         return _THEIRS[self.op](*tensors, **self.arguments)
+
+    def public(self, *tensors: Tensor | None) -> Any:
+        """The public op, with all of its results."""
+        return autograd.PUBLIC[self.op](*self.public_arguments(*tensors))
+
+    def public_arguments(self, *tensors: Tensor | None) -> tuple[Any, ...]:
+        """What the functional passes to the public op."""
+        return public_arguments(self.op, lambda: self.ours(*tensors))
+
+
+def public_arguments(op: str, call: Callable[[], Any]) -> tuple[Any, ...]:
+    """What ``call``, of a functional, passes to the public op under torch.compile."""
+    with (
+        mock.patch.object(torch.compiler, "is_compiling", lambda: True),
+        mock.patch.dict(autograd.PUBLIC, {op: mock.Mock(return_value=None)}),
+    ):
+        call()
+        return autograd.PUBLIC[op].call_args.args
 
 
 def _fused(input: Tensor, weight: Tensor, bias: Tensor | None = None, **arguments: Any) -> Tensor:

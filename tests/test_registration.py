@@ -23,22 +23,6 @@ def compiled_anew() -> None:
     torch.compiler.reset()
 
 
-def _public_arguments(call: Call, tensors: list[Tensor | None], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    """What the functional passes to the public op."""
-    seen: list[tuple[Any, ...]] = []
-
-    def public(*arguments: Any) -> Any:
-        seen.append(arguments)
-        op = autograd.OPS[call.op]
-        return op.compute(*arguments[: len(tensors)], autograd.flat_options(call.op, arguments[len(tensors) :]))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        patch.setitem(autograd.PUBLIC, call.op, public)
-        call.ours(*tensors)
-    return seen[0]
-
-
 def _tensors(call: Call, layouts: str) -> list[Tensor | None]:
     """Leaves of which those that ``layouts`` names, and that have 4 dimensions, are channels_last."""
     tensors = call.tensors(torch.float32)
@@ -54,17 +38,17 @@ channels_last = pytest.mark.parametrize("layouts", ["nchw", "input", "weight", "
 
 @every_call
 @channels_last
-def test_opcheck(call: Call, layouts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opcheck(call: Call, layouts: str) -> None:
     tensors = _tensors(call, layouts)
-    arguments = _public_arguments(call, tensors, monkeypatch)
+    arguments = call.public_arguments(*tensors)
     # Dynamic shapes trace each call a second time; once per op, below, is enough.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils=utilities)
 
 
 @every_op
-def test_opcheck_traced(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = _public_arguments(call, call.tensors(torch.float32), monkeypatch)
+def test_opcheck_traced(call: Call) -> None:
+    arguments = call.public_arguments(*call.tensors(torch.float32))
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_aot_dispatch_dynamic")
 
 
@@ -95,8 +79,8 @@ def test_opcheck_of_raw_ops(call: Call, layouts: str, monkeypatch: pytest.Monkey
 
 @every_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_fake_and_real_results_agree(call: Call, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = _public_arguments(call, call.tensors(dtype), monkeypatch)
+def test_fake_and_real_results_agree(call: Call, dtype: torch.dtype) -> None:
+    arguments = call.public_arguments(*call.tensors(dtype))
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_faketensor")
 
 
@@ -180,9 +164,9 @@ def test_export_holds_the_public_ops() -> None:
 
 
 @every_op
-def test_public_op_differentiates(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_op_differentiates(call: Call) -> None:
     tensors = call.tensors()
-    arguments = _public_arguments(call, tensors, monkeypatch)
+    arguments = call.public_arguments(*tensors)
     output = autograd.PUBLIC[call.op](*arguments)
     output = output[0] if isinstance(output, tuple) else output
     grad = torch.randn_like(output)
@@ -192,9 +176,9 @@ def test_public_op_differentiates(call: Call, monkeypatch: pytest.MonkeyPatch) -
 
 @every_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_as_torch(call: Call, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_as_torch(call: Call, dtype: torch.dtype) -> None:
     tensors = call.tensors(torch.float32)
-    arguments = _public_arguments(call, tensors, monkeypatch)
+    arguments = call.public_arguments(*tensors)
     with torch.autocast("cpu", dtype=dtype):
         expected = call.theirs(*tensors)
         eager = call.ours(*tensors)

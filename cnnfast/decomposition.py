@@ -1,0 +1,119 @@
+"""The public ops in torch's differentiable ones, for whoever cannot take them whole.
+
+torch.onnx.export takes these from torch's table of decompositions when an exported program holds our ops, and so does
+``program.run_decompositions(torch._decomp.get_decompositions([torch.ops.cnnfast.conv2d]))``; registration.py calls them
+where a derivative is wanted that our formulas do not give (torch.func's transforms, forward mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .autograd import CLIPPED, PUBLIC
+
+Ints = Sequence[int]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    allow_tf32: bool = False,  # torch reads its own switch
+) -> Tensor:
+    top, bottom, left, right = padding
+    if top != bottom or left != right:
+        input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
+    else:
+        padding = (top, left)
+    return F.conv2d(input, weight, bias, list(stride), list(padding), list(dilation), groups)
+
+
+def conv2d_relu(*args: Any) -> Tensor:
+    return F.relu(conv2d(*args))
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    kernel_size: Ints,
+    pool_stride: Ints,
+    pool_padding: Ints,
+    pool_dilation: Ints,
+    ceil_mode: bool,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    dense = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
+    output, indices = max_pool2d(dense, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    # The winner's place in its window, row by row.
+    tap = torch.zeros_like(indices)
+    for d, index in enumerate((indices // dense.shape[-1], indices % dense.shape[-1])):
+        first = torch.arange(output.shape[d - 2], device=output.device) * pool_stride[d] - pool_padding[d]
+        tap = tap * kernel_size[d] + (index - (first if d else first.view(-1, 1))) // pool_dilation[d]
+    return output, torch.where(output <= 0, CLIPPED, tap).to(torch.uint8)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    groups: int,
+    dilation: Ints,
+    allow_tf32: bool = False,
+) -> Tensor:
+    return F.conv_transpose2d(
+        input, weight, bias, list(stride), list(padding), list(output_padding), groups, list(dilation)
+    )
+
+
+def relu(input: Tensor) -> Tensor:
+    return F.relu(input)
+
+
+def max_pool2d(
+    input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    options = (list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode)
+    return torch.ops.aten.max_pool2d_with_indices(input, *options)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    return F.avg_pool2d(
+        input, list(kernel_size), list(stride), list(padding), ceil_mode, count_include_pad, divisor_override
+    )
+
+
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (conv2d, conv2d_relu, conv2d_relu_max_pool2d, conv_transpose2d, relu, max_pool2d, avg_pool2d)
+}
+
+
+def register() -> None:
+    """Puts them into torch's table, once, after the library has loaded."""
+    for name, function in DECOMPOSITIONS.items():
+        torch._decomp.register_decomposition(PUBLIC[name])(function)
