@@ -1,11 +1,13 @@
 """nvcc compiles every CUDA kernel for every listed GPU without a warning, within its budget of registers, and to the
-instructions that are meant."""
+instructions that are meant. The fused ones move the bytes that they must, and few others."""
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_host.build import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/kernels/*.cu"))
@@ -34,6 +37,12 @@ MEANT = {
 }
 # Local memory (spills, arrays that are indexed), and atomics, whose order of additions is nobody's.
 NEVER = re.compile(r"(LDL|STL|RED|ATOM|ATOMG)(\.|$)")
+
+# Bytes that the lecture's two layers must move for an image in float32: input, pooled output or its gradient, a byte a
+# window, and backward the second layer's input gradient. All that is moved in a batch may be LARGER times that.
+MUST_MOVE = {"forward": 14_896 + 15_288, "backward": 14_896 + 24_696}
+LARGER, BATCH = 1.15, 4096
+COUNTED = ("moved", "requested")  # see cuda_host/traffic.cpp
 
 pytestmark = pytest.mark.long
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
@@ -123,6 +132,53 @@ def test_kernels(source: str, tmp_path: Path) -> None:
         assert not never, f"{source} on sm_{arch} has {never}"
         missing = MEANT.get(source, set()) - used if arch != "75" else set()
         assert not missing, f"{source} on sm_{arch} lacks {sorted(missing)}"
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What cuda_host/traffic.cpp counts."""
+    folder = tmp_path_factory.mktemp("traffic")
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, "-DCNNFAST_CUDA_EMULATION"]
+    compiler += ["-Icsrc", "-Itests/cuda_host", "-x", "c++"]
+    kernels = [f"csrc/cuda/kernels/{name}.cu" for name in ("conv2d_relu_max_pool2d", "pool_sparse_backward")]
+    objects = [str(folder / f"{Path(source).stem}.o") for source in kernels]
+    program = str(folder / "traffic")
+    commands = [
+        [*compiler, "-fsanitize=thread", "-c", source, "-o", target]
+        for source, target in zip(kernels, objects, strict=True)
+    ]
+    commands.append([*compiler, "tests/cuda_host/emulation.cpp", "tests/cuda_host/traffic.cpp"])
+    commands[-1] += ["-x", "none", *objects, "-o", program]
+    for command in commands:
+        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-4000:]
+    result = subprocess.run([program, str(BATCH)], capture_output=True, text=True, check=True)
+    return list(csv.DictReader(result.stdout.splitlines()))
+
+
+@pytest.mark.parametrize("kernel", MUST_MOVE)
+def test_bytes_per_image(kernel: str, traffic: list[dict[str, str]]) -> None:
+    moved = requested = once = 0.0
+
+    def show(what: str, moved: float, requested: float, once: float) -> None:
+        print(
+            f"fused {kernel:<8} {what:<8} {moved:>9,.0f} bytes an image moved, {requested:>7,.0f} asked for by warps, "
+            f"{once:>9,.0f} moved once a launch"
+        )
+
+    for layer in ("1 -> 12", "12 -> 24"):
+        rows = [row for row in traffic if (row["layer"], row["kernel"]) == (layer, kernel)]
+        figures = [sum(int(r[name]) / int(r["images"]) for r in rows if r["of_images"] == "1") for name in COUNTED]
+        # Weights, which all blocks read, their gradients and partial sums.
+        figures.append(sum(int(row["moved"]) for row in rows if row["of_images"] == "0"))
+        show(layer, *figures)
+        moved, requested, once = moved + figures[0], requested + figures[1], once + figures[2]
+    show("both", moved, requested, once)
+    must = MUST_MOVE[kernel]
+    all_of_them = requested + once / BATCH
+    print(f"  {all_of_them / must:.3f} times the {must:,} that must be moved, in a batch of {BATCH}")
+    assert moved >= must, "a load or store was not seen"
+    assert all_of_them <= LARGER * must
 
 
 if __name__ == "__main__":
