@@ -11,11 +11,12 @@ import importlib
 from typing import Any
 
 from . import functional, nn, registration as _registration
+from .conversion import convert, report, revert
 from .nn import AvgPool2d, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, ConvTranspose2d, MaxPool2d, ReLU
 from .routing import fallbacks
 from .version import __version__
 
-__all__ = ["functional", "nn", "models", "info", "fallbacks", "__version__", *nn.__all__]
+__all__ = ["functional", "nn", "models", "info", "convert", "revert", "report", "fallbacks", "__version__", *nn.__all__]
 
 # Imported at first use: not needed to run a layer, and `python -m cnnfast.info` imports its own.
 _LAZY = ("models", "info")

@@ -1,0 +1,185 @@
+"""One line for an existing model: ``model = cnnfast.convert(model)``.
+
+Layers are swapped by changing the class of the module object itself, so that parameters, buffers, hooks, names,
+``state_dict`` keys, shared modules and every reference to a layer stay what they are. Fusion is done by
+:mod:`cnnfast.fusion`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from . import fusion, nn as layers
+from .tracing import NotTraceable
+
+__all__ = ["Change", "Report", "convert", "report", "revert"]
+
+logger = logging.getLogger("cnnfast")
+Model = TypeVar("Model", bound=nn.Module)
+
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: layers.Conv2d,
+    nn.ConvTranspose2d: layers.ConvTranspose2d,
+    nn.ReLU: layers.ReLU,
+    nn.MaxPool2d: layers.MaxPool2d,
+    nn.AvgPool2d: layers.AvgPool2d,
+}
+_ORIGINALS = {ours: original for original, ours in SWAPS.items()}
+
+
+class Change(NamedTuple):
+    """One line of a :class:`Report`: a module's name in the model, what was done, and with what or why not."""
+
+    name: str
+    action: str
+    detail: str
+
+
+class Report(tuple[Change, ...]):
+    """What of a model runs on cnnfast: :class:`Change` after Change; ``str()`` is a table."""
+
+    def __str__(self) -> str:
+        if not self:
+            return "nothing here that cnnfast has a kernel for"
+        names = [change.name or "(model)" for change in self]
+        width = max(map(len, names))
+        return "\n".join(
+            f"{name:{width}}  {change.action:7}  {change.detail}" for name, change in zip(names, self, strict=True)
+        )
+
+
+def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
+    """``model`` with its convolution, pooling and ReLU layers on cnnfast's kernels, fused where the data flow allows.
+
+    Conv2d, ConvTranspose2d, ReLU, MaxPool2d and AvgPool2d are swapped, wherever they are in the model. Where a
+    module's forward calls a convolution and then, each the only use of the one before, BatchNorm2d, ReLU or ReLU6 and
+    MaxPool2d, as modules or as functions, they run as one. BatchNorm is folded into the convolution in evaluation
+    without gradients only, at each call; parameters are never touched. A forward that does more than a trace can show
+    keeps its layers unfused; modules with hooks of their own run one by one. :func:`report` tells which and why.
+
+    Args:
+        model: any nn.Module. Subclasses of the layers, parametrized ones too, are left alone.
+        fuse: fuse, too; False swaps layers only.
+        inplace: change ``model`` itself. By default the result is a copy that shares parameters and buffers with it.
+
+    Returns:
+        The converted model, of the same class (with fused layers a subclass of it), with the same parameters, names,
+        state_dict keys, hooks and mode. A model without any layer that cnnfast has is returned itself, unchanged, and
+        the logger ``cnnfast`` says so.
+
+    Raises:
+        TypeError: ``model`` is not an nn.Module, or a compiled TorchScript one.
+        RuntimeError: it cannot be copied; ``inplace=True`` needs no copy.
+
+    Example::
+
+        >>> model = cnnfast.convert(torchvision.models.resnet18())
+        >>> print(cnnfast.report(model))
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"convert: model must be an nn.Module that is no ScriptModule, but got {type(model).__name__}")
+    if not any(_why_left(module) is None for module in model.modules()):
+        logger.warning("convert: %s has no layer that cnnfast could take over: unchanged", type(model).__name__)
+        return model
+    if not inplace:
+        model = _sharing_copy(model)
+    for module in model.modules():
+        if _why_left(module) is None:
+            module.__class__ = SWAPS[type(module)]
+    if fuse:
+        for module in _parents(model):
+            try:
+                fusion.fuse(module)
+            except NotTraceable as reason:
+                logger.debug("convert: %s is not fused: %s", type(module).__name__, reason)
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Undoes :func:`convert` on ``model`` itself, and returns it: every layer and every forward is torch's again.
+
+    Layers that were cnnfast's before are torch's afterwards, too, except ConvReLU2d and ConvReLUMaxPool2d, which are
+    no layer of torch's.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert: model must be an nn.Module, but got {type(model).__name__}")
+    for module in model.modules():
+        if fusion.is_fused(module):
+            fusion.unfuse(module)
+        module.__class__ = _ORIGINALS.get(type(module), type(module))
+    return model
+
+
+def report(model: nn.Module) -> Report:
+    """What of ``model`` is swapped, fused and left, and why.
+
+    Example::
+
+        >>> print(cnnfast.report(cnnfast.convert(nn.Sequential(nn.Conv2d(1, 12, 3), nn.ReLU()))))
+        (model)  fused    0 + 1
+        0        swapped  Conv2d
+        1        swapped  ReLU
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"report: model must be an nn.Module, but got {type(model).__name__}")
+    return Report(itertools.chain.from_iterable(_changes(name, module) for name, module in model.named_modules()))
+
+
+def _changes(name: str, module: nn.Module) -> Iterator[Change]:
+    if type(module) in _ORIGINALS or type(module) in (layers.ConvReLU2d, layers.ConvReLUMaxPool2d):
+        yield Change(name, "swapped", type(module).__name__)
+    elif isinstance(module, tuple(SWAPS)):
+        yield Change(name, "left", _why_left(module) or "not converted")
+    elif fusion.is_fused(module):
+        for group in fusion.groups(module):
+            yield Change(name, "fused", str(group))
+    elif _may_fuse(module):
+        yield Change(name, "unfused", _why_unfused(module))
+
+
+def _why_left(module: nn.Module) -> str | None:
+    """Why ``module`` cannot become cnnfast's; None where it can."""
+    if type(module) not in SWAPS:
+        return f"{type(module).__name__} is not one of torch's own layers"
+    if {"forward", "_conv_forward"} & vars(module).keys():
+        return "it has a forward of its own, not its class's"
+    return None
+
+
+def _why_unfused(module: nn.Module) -> str:
+    try:
+        fusion.fuse(module)
+    except NotTraceable as reason:
+        return str(reason)
+    fusion.unfuse(module)
+    return "not converted, or converted with fuse=False"
+
+
+def _may_fuse(module: nn.Module) -> bool:
+    """Whether there is a convolution among the children, inside lists of modules too."""
+    lists = [child for child in module.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
+    children = itertools.chain(module.children(), *(child.children() for child in lists))
+    return any(isinstance(child, nn.Conv2d) for child in children) and not isinstance(
+        module, (nn.ModuleList, nn.ModuleDict)
+    )
+
+
+def _parents(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if _may_fuse(module) and not fusion.is_fused(module)]
+
+
+def _sharing_copy(model: Model) -> Model:
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except Exception as error:  # Whatever a model's own attributes raise.
+        raise RuntimeError(
+            f"convert: model must be copyable unless inplace=True, but got {type(model).__name__}: {error}"
+        ) from error

@@ -1,0 +1,355 @@
+"""Convolution, BatchNorm, ReLU and max-pool run as one, wherever a module's forward calls them one after the other.
+
+:func:`fuse` replaces the forward of a *parent* by its trace with the fused calls in it; children stay what they are, so
+that calling one of them, slicing an nn.Sequential or hooking a layer later gives what it always gave. Whether a group
+may be fused is asked at each call (:func:`run_block`): a hook, a parametrization, a replaced child, a BatchNorm in
+training or a gradient through it, and the modules run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as _nn_module
+
+from . import functional
+from .nn import Conv2d, MaxPool2d, ReLU, _padded
+from .tracing import NotTraceable, trace
+
+__all__ = ["Group", "fuse", "groups", "is_fused", "run_block", "unfuse"]
+
+_RELUS = (nn.ReLU, ReLU)
+_MAX_POOLS = (nn.MaxPool2d, MaxPool2d)
+_STAGES: tuple[tuple[type, ...], ...] = ((Conv2d,), (nn.BatchNorm2d,), (*_RELUS, nn.ReLU6), _MAX_POOLS)
+#: Functions that a forward calls in place of a module, and the module's class.
+_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.max_pool2d: nn.MaxPool2d,
+    torch.max_pool2d: nn.MaxPool2d,
+    functional.relu: nn.ReLU,
+    functional.max_pool2d: nn.MaxPool2d,
+}
+
+
+class Group(NamedTuple):
+    """Names, within the parent, of what runs as one; functions by theirs."""
+
+    stages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " + ".join(self.stages)
+
+
+class _Fusion:
+    """What a fused parent keeps: its two traces as functions of (module, *inputs), and what they have baked in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        graphs, self.snapshot = trace(module)
+        found = {mode: _fuse_graph(module, graph) for mode, graph in graphs.items()}
+        self.groups = list(dict.fromkeys(found[True] + found[False]))
+        if not self.groups:
+            raise NotTraceable("nothing in it follows a convolution that could be fused with it")
+        self.inputs = sum(node.op == "placeholder" for node in graphs[True].nodes)
+        self.run = {mode: _function(module, graph) for mode, graph in graphs.items()}
+
+    # Nothing here belongs to one module, so that copies may share it.
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Fusion:
+        return self
+
+    # Traces cannot be pickled: they are made again when the restored module is first called.
+    def __reduce__(self) -> Any:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Fused(nn.Module):
+    """Mixed into a parent's class: forward is the trace where that is the same program, else what it was."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        fusion = _fusion_of(self)
+        if (
+            isinstance(fusion, _Fusion)
+            and len(args) == fusion.inputs
+            and not kwargs
+            and all(type(arg) is Tensor for arg in args)
+            and fusion.snapshot.fits(self)
+        ):
+            return fusion.run[self.training](self, *args)
+        return super().forward(*args, **kwargs)
+
+    # A class made at run time cannot be found by its name.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _new_fused, (_original(type(self)),), state
+
+
+def _original(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that a fused class was made of; others, fully_shard's for one, may have been made of that again."""
+    return cls.__mro__[cls.__mro__.index(_Fused) + 1]
+
+
+def _new_fused(cls: type[nn.Module]) -> nn.Module:
+    fused = _fused_class(cls)
+    return fused.__new__(fused)
+
+
+def _fusion_of(module: nn.Module) -> _Fusion | str | None:
+    """The fusion of a module of a fused class, or why it has none: a slice of an nn.Sequential, and what comes out of
+    a pickle, get theirs when they are first called."""
+    fusion = module.__dict__.get("_fusion")
+    if fusion is None and not torch.compiler.is_compiling():
+        cls = type(module)
+        module.__class__ = _original(cls)  # whose forward it is that is traced
+        try:
+            fusion = _Fusion(module)
+        except NotTraceable as reason:
+            fusion = str(reason)
+        finally:
+            module.__class__ = cls
+        module.__dict__["_fusion"] = fusion
+    return fusion
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _classes:
+        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        _classes[cls] = type(cls.__name__, (_Fused, cls), names)
+    return _classes[cls]
+
+
+def is_fused(module: nn.Module) -> bool:
+    return isinstance(module, _Fused)
+
+
+def groups(module: nn.Module) -> list[Group]:
+    """What runs as one in a fused parent."""
+    fusion = _fusion_of(module)
+    return fusion.groups if isinstance(fusion, _Fusion) else []
+
+
+def fuse(module: nn.Module) -> None:
+    """Lets ``module`` run its traced forward with fused groups, if there are any.
+
+    Raises:
+        NotTraceable: and the module is as it was.
+    """
+    if "forward" in vars(module):
+        raise NotTraceable("the module has a forward of its own, not its class's")
+    fusion = _Fusion(module)
+    module.__dict__["_fusion"] = fusion
+    module.__class__ = _fused_class(type(module))
+
+
+def unfuse(module: nn.Module) -> None:
+    """Undoes :func:`fuse`.
+
+    Raises:
+        RuntimeError: something else has changed the module's class since.
+    """
+    cls = type(module)
+    if _classes.get(_original(cls)) is not cls:
+        raise RuntimeError(
+            f"revert: the class of a module must be the one that convert gave it, but got {cls.__name__}"
+        )
+    module.__class__ = _original(cls)
+    module.__dict__.pop("_fusion", None)
+
+
+def _fuse_graph(module: nn.Module, graph: fx.Graph) -> list[Group]:
+    """Replaces every group in ``graph`` by one call of :func:`run_block`."""
+    found = []
+    for first in list(graph.nodes):
+        chain = list(_chain(module, first))
+        stages: list[Any] = [None] * len(_STAGES)
+        for stage, _, follower in chain:
+            stages[stage] = follower
+        if len(chain) < 2 or (stages[1] is None and not isinstance(stages[2], _RELUS)):
+            continue
+        last = chain[-1][1]
+        with graph.inserting_before(last):
+            arguments = []
+            for stage, node, follower in chain:
+                is_module = node.op == "call_module"
+                stages[stage] = graph.get_attr(str(node.target)) if is_module else follower
+            for value in stages:
+                arguments.append(value if value is None or isinstance(value, fx.Node) else _constant(graph, value))
+            fused = graph.call_function(run_block, (first.args[0], *arguments))
+        last.replace_all_uses_with(fused)
+        for _, node, _ in reversed(chain):
+            graph.erase_node(node)
+        found.append(Group(tuple(_name(node) for _, node, _ in chain)))
+    return found
+
+
+def _chain(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, fx.Node, nn.Module]]:
+    """(stage, node, module) of a convolution and of what directly follows it, each the only use of the one before."""
+    stage = -1
+    while True:
+        follower = _as_module(module, node)
+        stages = [at for at, types_ in enumerate(_STAGES) if at > stage and type(follower) in types_]
+        # A max-pool is fused only behind a ReLU.
+        if follower is None or not stages or (stage < 0) != (stages[0] == 0) or (stages[0] == 3 and stage != 2):
+            return
+        stage = stages[0]
+        yield stage, node, follower
+        if len(node.users) != 1:
+            return
+        node = next(iter(node.users))
+
+
+def _as_module(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls, or one that does what its function does; None for anything else."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        pooled_indices = isinstance(called, nn.MaxPool2d) and called.return_indices
+        return called if len(node.args) == 1 and not node.kwargs and not pooled_indices else None
+    options = (*node.args[1:], *node.kwargs.values())
+    if node.op == "call_method" and node.target in ("relu", "relu_"):
+        return nn.ReLU()
+    if node.op != "call_function" or node.target not in _FUNCTIONS or any(map(_holds_node, options)):
+        return None
+    if _FUNCTIONS[node.target] is not nn.MaxPool2d:
+        return _FUNCTIONS[node.target]()
+    arguments: tuple[Any, ...] = node.args[1:]
+    names: dict[str, Any] = dict(node.kwargs)
+    pool = nn.MaxPool2d(*_positional_max_pool2d(*arguments, **names))
+    return None if pool.return_indices else pool
+
+
+def _positional_max_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Any, ...]:
+    """F.max_pool2d's arguments in the order of nn.MaxPool2d's."""
+    return kernel_size, stride, padding, dilation, return_indices, ceil_mode
+
+
+def _holds_node(value: Any) -> bool:
+    return any(isinstance(item, fx.Node) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+
+
+def _name(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _constant(graph: fx.Graph, value: nn.Module) -> fx.Node:
+    """A module that stands for a function, as a value in the graph: called with nothing, it is there."""
+    return graph.call_function(_Holder(value))
+
+
+class _Holder:
+    """fx prints constants as their repr, which only plain values survive; a function it binds by name."""
+
+    def __init__(self, value: nn.Module) -> None:
+        self.value = value
+        self.__name__ = self.__qualname__ = type(value).__name__
+        self.__module__ = "cnnfast.fusion"
+
+    def __call__(self) -> nn.Module:
+        return self.value
+
+
+def _function(module: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
+    graph.lint()
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, f"<cnnfast: fused forward of {type(module).__name__}>", "exec"), namespace)
+    return namespace["forward"]
+
+
+def run_block(
+    input: Tensor, conv: nn.Module, bn: nn.Module | None, activation: nn.Module | None, pool: nn.Module | None
+) -> Tensor:
+    """``pool(activation(bn(conv(input))))`` without those that are None, as one op where nobody could tell."""
+    if not _as_one(input, conv, bn, activation, pool):
+        for module in (conv, bn, activation, pool):
+            if module is not None:
+                input = module(input)
+        return input
+    assert isinstance(conv, Conv2d)
+    weight, bias = conv.weight, conv.bias
+    if bn is not None:
+        assert isinstance(bn, nn.BatchNorm2d)
+        weight, bias = _folded(conv, bn)
+    input, padding = _padded(conv, input)
+    arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+    if type(activation) not in _RELUS:
+        output = functional.conv2d(*arguments)
+        for module in (activation, pool):
+            output = output if module is None else module(output)
+        return output
+    if pool is None:
+        return functional.conv2d_relu(*arguments)
+    assert isinstance(pool, nn.MaxPool2d)
+    return functional.conv2d_relu_max_pool2d(
+        *arguments,
+        pool_kernel_size=pool.kernel_size,
+        pool_stride=pool.stride,
+        pool_padding=pool.padding,
+        pool_dilation=pool.dilation,
+        ceil_mode=pool.ceil_mode,
+    )
+
+
+def _as_one(input: Tensor, *modules: nn.Module | None) -> bool:
+    if _nn_module._global_forward_hooks or _nn_module._global_forward_pre_hooks or _nn_module._global_backward_hooks:
+        return False
+    for module, known in zip(modules, _STAGES, strict=True):
+        if module is not None and not (type(module) in known and _unobserved(module)):
+            return False
+    conv, bn, _, _ = modules
+    return bn is None or _foldable(input, conv, bn)
+
+
+def _unobserved(module: nn.Module) -> bool:
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _foldable(input: Tensor, conv: Any, bn: Any) -> bool:
+    """Whether BatchNorm is a constant scale and shift now, and folding it costs less than applying it."""
+    if bn.training or bn.running_mean is None or conv.weight.dtype not in (torch.float32, torch.float64):
+        return False
+    tensors = (input, conv.weight, conv.bias, bn.weight, bn.bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return False
+    # Compiled graphs must not branch on sizes, and inductor fuses the BatchNorm itself.
+    if torch.compiler.is_compiling() or input.dim() != 4:
+        return False
+    pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
+    return conv.weight.numel() <= pixels * conv.out_channels
+
+
+def _folded(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, Any]:
+    """Weight and bias of the one convolution that does both."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = torch.rsqrt(bn.running_var + bn.eps)
+    if bn.weight is not None:
+        scale = scale * bn.weight
+    shift = -bn.running_mean if conv.bias is None else conv.bias - bn.running_mean
+    bias = shift * scale if bn.bias is None else torch.addcmul(bn.bias, shift, scale)
+    return conv.weight * scale[:, None, None, None], bias
