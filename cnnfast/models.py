@@ -21,11 +21,11 @@ class _SkipIdentity(nn.Sequential):
 class _Network(nn.Module):
     """What both networks share; `cnn_layers` has two stages of three entries each."""
 
-    def __init__(self, cnn_layers: nn.Sequential, num_classes: int) -> None:
+    def __init__(self, cnn_layers: nn.Sequential, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.cnn_layers = cnn_layers
         self.fc_layers = nn.Sequential(
-            nn.Linear(24 * 7 * 7, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, num_classes)
+            nn.Linear(24 * 7 * 7, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, num_classes)
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -44,6 +44,7 @@ class LectureCNN(_Network):
     Args:
         in_channels: 1 for grey images (default), 3 for colour.
         num_classes: length of a row of the result, default 10.
+        dropout: share of the hidden layer that training makes zero, default 0.2.
 
     Example:
         >>> model = LectureCNN()
@@ -53,7 +54,7 @@ class LectureCNN(_Network):
         torch.Size([64, 24, 7, 7])
     """
 
-    def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, dropout: float = 0.2) -> None:
         cnn_layers = _SkipIdentity(
             ConvReLUMaxPool2d(in_channels, 12, 3, padding=1, pool_kernel_size=2),
             nn.Identity(),
@@ -62,13 +63,13 @@ class LectureCNN(_Network):
             nn.Identity(),
             nn.Identity(),
         )
-        super().__init__(cnn_layers, num_classes)
+        super().__init__(cnn_layers, num_classes, dropout)
 
 
 class PlainLectureCNN(_Network):
     """The same network in torch's own layers: what `LectureCNN` is compared with. Same arguments, shapes and keys."""
 
-    def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, dropout: float = 0.2) -> None:
         cnn_layers = nn.Sequential(
             nn.Conv2d(in_channels, 12, 3, padding=1),
             nn.ReLU(),
@@ -77,4 +78,4 @@ class PlainLectureCNN(_Network):
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
-        super().__init__(cnn_layers, num_classes)
+        super().__init__(cnn_layers, num_classes, dropout)

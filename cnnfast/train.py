@@ -4,6 +4,10 @@
 
 Both backends go through the same loop, from the same weights, with the same batches and the same dropout; with
 `--backend both` they take turns epoch by epoch, so that whatever else the machine does meets both.
+
+    torchrun --standalone --nproc-per-node 2 -m cnnfast.train --checkpoint runs/two --resume
+
+trains in two processes, the ranks, that share every batch and average their gradients: see `cnnfast.distributed`.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import sys
 import time
@@ -22,7 +27,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import checkpoint, data
+from . import checkpoint, data, distributed
+from .distributed import World
 from .models import LectureCNN, PlainLectureCNN
 
 try:
@@ -35,6 +41,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "adam": (torch.optim.Adam, {"lr": 1e-3}),
     "sgd": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
 }
+DEVICES = ("cpu", "cuda")
 EVALUATION_BATCH = 500
 
 
@@ -47,11 +54,15 @@ class Config:
         data: what `cnnfast.data.load` takes; default `digits`.
         data_root: folder of `mnist` and `fashion-mnist`; default as in `cnnfast.data.load`.
         epochs: how many in all, those of a resumed run included.
-        batch_size: images a step; the last step of an epoch takes what is left.
-        optimizer: `adam`, or `sgd` with momentum 0.9; torch's own, fused.
+        batch_size: images a step, of all ranks together; the last step of an epoch takes what is left. The mean is over
+            these images however they are shared: the number of ranks changes nothing but dropout and rounding.
+        optimizer: `adam`, or `sgd` with momentum 0.9; torch's own, fused where it can be.
         lr: learning rate; default 0.001 for adam, 0.01 for sgd.
-        seed: of weights, dropout and batches.
-        threads: of torch and cnnfast; default torch's.
+        dropout: share of the activations that dropout makes zero.
+        seed: of weights, dropout and batches; rank r's dropout has seed + r.
+        threads: of torch and cnnfast in each rank; default torch's, which torchrun sets to 1.
+        device: `cpu`, or `cuda`, a GPU for each rank.
+        parallel: `ddp`, a whole model on each rank, or `fsdp`, a part of each layer; only under torchrun.
         limit: use only so many images of each half; default all.
         checkpoint: folder of one file a backend, written after every epoch; default none is written.
         checkpoint_every: write one after so many steps, too; default 0, never.
@@ -65,17 +76,27 @@ class Config:
     batch_size: int = 64
     optimizer: str = "adam"
     lr: float | None = None
+    dropout: float = 0.2
     seed: int = 0
     threads: int | None = None
+    device: str = "cpu"
+    parallel: str = "ddp"
     limit: int | None = None
     checkpoint: str | None = None
     checkpoint_every: int = 0
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("backend", (*MODELS, "both")), ("optimizer", tuple(OPTIMIZERS))):
+        for name, choices in (
+            ("backend", (*MODELS, "both")),
+            ("optimizer", tuple(OPTIMIZERS)),
+            ("device", DEVICES),
+            ("parallel", distributed.PARALLEL),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"train: {name} must be one of {choices}, but got {name}={getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"train: dropout must be at least 0 and below 1, but got dropout={self.dropout}")
         for name in ("epochs", "batch_size", "lr", "threads", "limit"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -87,7 +108,7 @@ class Config:
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with the one it goes on from, to end where that would have."""
-        names = ("data", "batch_size", "optimizer", "lr", "seed", "limit")
+        names = ("data", "batch_size", "optimizer", "lr", "dropout", "seed", "limit", "device", "parallel")
         return {name: getattr(self, name) for name in names}
 
 
@@ -126,6 +147,7 @@ class Trainer:
         config: what to train and how.
         train: images, float [N, 1, 28, 28], and labels, int64 [N].
         test: the same for the test half.
+        world: the ranks, each of which has such a trainer, and calls the same of its methods; default one by itself.
     """
 
     def __init__(
@@ -134,19 +156,29 @@ class Trainer:
         config: Config,
         train: tuple[torch.Tensor, torch.Tensor],
         test: tuple[torch.Tensor, torch.Tensor],
+        world: World | None = None,
     ) -> None:
         self.backend, self.config = backend, config
-        self.images, self.labels = train
-        self.test = test
+        self.world = world = world or World()
+        self.images, self.labels = (values.to(world.device) for values in train)
+        self.test = tuple(values.to(world.device) for values in test)
         self.rows: list[dict[str, Any]] = []
         self._sums = {"loss": 0.0, "correct": 0.0, "seconds": 0.0}
-        self._rng = torch.Generator().manual_seed(config.seed).get_state()
-        with self._own_random_numbers():
-            self.model = MODELS[backend](in_channels=self.images.shape[1])
+        # The same weights on every rank and device, made on the CPU.
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(config.seed)
+            self.model = MODELS[backend](in_channels=self.images.shape[1], dropout=config.dropout).to(world.device)
+            self._rng = torch.get_rng_state()
+        if world.rank or world.device.type != "cpu":
+            self._rng = torch.Generator(world.device).manual_seed(config.seed + world.rank).get_state()
+        self._parallel_model = distributed.parallelize(self.model, config.parallel, world, self.images[:0])
+        self._sharded = world.grouped and config.parallel == "fsdp"
         build, options = OPTIMIZERS[config.optimizer]
         if config.lr is not None:
             options = {**options, "lr": config.lr}
-        self.optimizer = build(self.model.parameters(), fused=True, **options)
+        # torch 2.13 has no fused SGD for sharded parameters.
+        fused = None if self._sharded and config.optimizer == "sgd" else True
+        self.optimizer = build(self.model.parameters(), fused=fused, **options)
         self.sampler = Sampler(len(self.images), config.seed)
 
     @property
@@ -157,13 +189,14 @@ class Trainer:
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """Dropout draws from torch's one generator: each backend brings its own state, and leaves the caller's."""
-        callers = torch.get_rng_state()
-        torch.set_rng_state(self._rng)
+        generator = distributed.generator(self.world.device)
+        callers = generator.get_state()
+        generator.set_state(self._rng)
         try:
             yield
         finally:
-            self._rng = torch.get_rng_state()
-            torch.set_rng_state(callers)
+            self._rng = generator.get_state()
+            generator.set_state(callers)
 
     def train_epoch(self) -> dict[str, Any]:
         """Trains to the end of the present epoch and returns its row.
@@ -182,7 +215,7 @@ class Trainer:
                 self._train_on(order[self.sampler.position : end], advance)
                 self.sampler.position = min(end, len(order))
                 if self.config.checkpoint_every and self.sampler.position < len(order):
-                    self._rng = torch.get_rng_state()
+                    self._rng = distributed.generator(self.world.device).get_state()
                     self.save()
         self.sampler.next_epoch()
         count, seconds = len(order), self._sums["seconds"]
@@ -201,32 +234,48 @@ class Trainer:
 
     def _train_on(self, order: torch.Tensor, advance: Callable[[int], object]) -> None:
         """Takes the steps over the images of `order`, and adds to the epoch's sums."""
-        model, optimizer, images, size = self.model, self.optimizer, self.images, self.config.batch_size
-        labels = self.labels[order]
+        model, optimizer, world = self._parallel_model, self.optimizer, self.world
+        batches = order.split(self.config.batch_size)
+        shares = [world.share(batch).to(world.device) for batch in batches]
+        labels = self.labels[torch.cat(shares)]
         kept: list[torch.Tensor] = []
-        start = time.perf_counter()
-        for index, target in zip(order.split(size), labels.split(size)):
+        start = self._clock()
+        for batch, share, target in zip(batches, shares, labels.split([len(share) for share in shares])):
             optimizer.zero_grad(set_to_none=True)
-            logits = model(images.index_select(0, index))
-            F.cross_entropy(logits, target).backward()
+            logits = model(self.images.index_select(0, share))
+            # The ranks' gradients are averaged, and their shares may differ: so that the average is that of the batch.
+            loss = F.cross_entropy(logits, target, reduction="sum") * (world.size / len(batch))
+            loss.backward()
             optimizer.step()
             # Loss and accuracy are read off the logits afterwards: the steps are timed, and reading is not training.
             kept.append(logits.detach())
             advance(1)
-        self._sums["seconds"] += time.perf_counter() - start
+        self._sums["seconds"] += self._clock() - start
         logits = torch.cat(kept).double()
-        self._sums["loss"] += F.cross_entropy(logits, labels, reduction="sum").item()
-        self._sums["correct"] += (logits.argmax(1) == labels).sum().item()
+        sums = (
+            F.cross_entropy(logits, labels, reduction="sum").item(),
+            (logits.argmax(1) == labels).sum().item(),
+        )
+        for name, values in zip(("loss", "correct"), zip(*world.gather(sums))):
+            self._sums[name] += sum(values)
+
+    def _clock(self) -> float:
+        """Seconds at which what was asked for is done."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return time.perf_counter()
 
     def evaluate(self) -> float:
         """The share of the test images that the model gets right."""
         self.model.eval()
+        rank, size = self.world.rank, self.world.size
         with torch.inference_mode():
+            # A share of every batch, so that all ranks call the model equally often, as sharded parameters need.
             correct = sum(
-                (self.model(images).argmax(1) == labels).sum().item()
+                (self.model(images[rank::size]).argmax(1) == labels[rank::size]).sum().item()
                 for images, labels in zip(*(half.split(EVALUATION_BATCH) for half in self.test))
             )
-        return correct / len(self.test[1])
+        return sum(self.world.gather(correct)) / len(self.test[1])
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[int], object]]:
@@ -237,47 +286,61 @@ class Trainer:
         done, step = self.sampler.position, self.config.batch_size
         title = f"{self.backend} epoch {len(self.rows) + 1}"
         total = -(-len(self.images) // step)
-        with tqdm(desc=title, total=total, initial=done // step, unit="step", leave=False, disable=None) as bar:
+        disable = True if self.world.rank else None
+        with tqdm(desc=title, total=total, initial=done // step, unit="step", leave=False, disable=disable) as bar:
             yield bar.update
 
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it goes on from."""
+        return {"backend": self.backend, "ranks": self.world.size, **self.config.identity()}
+
     def state_dict(self) -> dict[str, Any]:
-        """All that decides how training goes on."""
+        """All that decides how training goes on, of all ranks; the ranks draw the same batches, so one sampler's.
+
+        Where the parameters are sharded, rank 0 alone gets those of the model and the optimizer.
+        """
         return {
-            "config": {"backend": self.backend, **self.config.identity()},
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "config": self.identity(),
+            **distributed.state_dicts(self.model, self.optimizer, self._sharded),
             "sampler": self.sampler.state_dict(),
-            "rng": self._rng,
+            "rng": self.world.gather(self._rng),
             "rows": self.rows,
             "sums": self._sums,
         }
 
     def save(self) -> None:
         """Writes the checkpoint, if there is a folder for it."""
-        if self.path is not None:
-            checkpoint.save(self.path, self.state_dict())
+        path = self.path
+        if path is not None:
+            state = self.state_dict()
+            self.world.on_rank_0(lambda: checkpoint.save(path, state))
 
     def resume(self) -> None:
         """Goes on from the checkpoint.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, or of a run with other options.
+            ValueError: it is damaged, or of a run with other options or another number of ranks.
         """
-        assert self.path is not None
-        state = checkpoint.load(self.path)
+        path = self.path
+        assert path is not None
+        state = self.world.on_rank_0(lambda: checkpoint.load(path))
         theirs = state.get("config")
-        for name, mine in self.state_dict()["config"].items():
+        for name, mine in self.identity().items():
             found = theirs.get(name) if isinstance(theirs, dict) else None
+            if found != mine and name == "ranks":
+                raise ValueError(
+                    f"{path}: a run resumes on as many ranks as it began on, since each has random numbers of its own, "
+                    f"but got ranks={mine} for a run of ranks={found}"
+                )
             if found != mine:
-                raise ValueError(f"{self.path}: expected {name}={mine!r}, but got a run of {name}={found!r}")
+                raise ValueError(f"{path}: expected {name}={mine!r}, but got a run of {name}={found!r}")
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            distributed.load_state_dicts(self.model, self.optimizer, self._sharded, state)
             self.sampler.load_state_dict(state["sampler"])
-            self._rng, self.rows, self._sums = state["rng"], state["rows"], state["sums"]
+            self._rng, self.rows, self._sums = state["rng"][self.world.rank], state["rows"], state["sums"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: expected a checkpoint of this model and data, but got: {error}") from error
+            raise ValueError(f"{path}: expected a checkpoint of this model and data, but got: {error}") from error
 
 
 def load_data(config: Config) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -291,16 +354,16 @@ def load_data(config: Config) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[
 
 
 def run(config: Config, report: Callable[[str], object] = print) -> dict[str, Any]:
-    """Trains as `config` says.
+    """Trains as `config` says; under torchrun in all its ranks, each of which calls this.
 
     Args:
         config: what to train and how.
-        report: takes each line of the table; default print.
+        report: takes each line of the table, on rank 0; default print.
 
     Returns:
-        config, torch (its version), threads, epochs (rows of each backend, see `Trainer.train_epoch`), and, with both
-        backends, epoch_time_ratio (median of torch's seconds by median of ours) and accuracy_difference (ours less
-        torch's after the last epoch, in points).
+        config, torch (its version), threads (of this rank), ranks, epochs (rows of each backend, see
+        `Trainer.train_epoch`), and, with both backends, epoch_time_ratio (median of torch's seconds by median of ours)
+        and accuracy_difference (ours less torch's after the last epoch, in points).
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see `Config`, `cnnfast.data.load` and `Trainer.resume`.
@@ -310,10 +373,19 @@ def run(config: Config, report: Callable[[str], object] = print) -> dict[str, An
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    with distributed.join(config.device) as world:
+        return _run(config, world, report if world.rank == 0 else lambda line: None)
+
+
+def _run(config: Config, world: World, report: Callable[[str], object]) -> dict[str, Any]:
+    if config.parallel == "fsdp" and not world.grouped:
+        raise ValueError(
+            f"train: parallel fsdp needs ranks, which torchrun starts, but got parallel={config.parallel!r}"
+        )
     backends = tuple(MODELS) if config.backend == "both" else (config.backend,)
-    halves = load_data(config)
-    trainers = [Trainer(backend, config, *halves) for backend in backends]
-    _resume(trainers) if config.resume else _refuse_checkpoints(trainers)
+    halves = world.on_rank_0(lambda: load_data(config))
+    trainers = [Trainer(backend, config, *halves, world) for backend in backends]
+    _resume(trainers) if config.resume else world.on_rank_0(lambda: _refuse_checkpoints(trainers))
     # Before the first step, so that from here on there is something to resume for every backend.
     for trainer in trainers:
         trainer.save()
@@ -328,6 +400,7 @@ def run(config: Config, report: Callable[[str], object] = print) -> dict[str, An
         "config": dataclasses.asdict(config),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "ranks": world.size,
         "epochs": {trainer.backend: trainer.rows for trainer in trainers},
     }
     if config.backend == "both":
@@ -385,8 +458,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=default.optimizer)
     parser.add_argument("--lr", type=float, help="default 0.001 for adam, 0.01 for sgd")
+    parser.add_argument("--dropout", type=float, default=default.dropout)
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--threads", type=int, help="default torch's")
+    parser.add_argument("--threads", type=int, help="of each rank; default torch's, which torchrun sets to 1")
+    parser.add_argument("--device", choices=DEVICES, default=default.device)
+    parser.add_argument("--parallel", choices=distributed.PARALLEL, default=default.parallel, help="under torchrun")
     parser.add_argument("--limit", type=int, help="use only so many images of each half")
     parser.add_argument("--checkpoint", metavar="DIR", help="write DIR/BACKEND.pt after every epoch")
     parser.add_argument("--checkpoint-every", type=int, default=0, metavar="N", help="and after every N steps")
@@ -396,15 +472,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 1 for bad data, checkpoints or options (told on stderr)."""
+    """The command line; returns the exit status: 0, or 1 for bad data, checkpoints or options (told on stderr).
+
+    Every rank has the same options and meets rank 0's errors, so that one of each machine tells of them.
+    """
     options = vars(_parser().parse_args(arguments))
     path = options.pop("json")
     try:
         result = run(Config(**options))
     except (OSError, ImportError, ValueError) as error:
-        print(f"cnnfast.train: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"cnnfast.train: {error}", file=sys.stderr)
         return 1
-    if path is not None:
+    if path is not None and os.environ.get("RANK", "0") == "0":
         Path(path).write_text(json.dumps(result, indent=2) + "\n")
     return 0
 

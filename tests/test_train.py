@@ -205,7 +205,9 @@ def test_file_of_something_else(config: train.Config, content: Any, message: str
 
 
 @pytest.mark.parametrize(
-    "changed", [{"batch_size": 4}, {"optimizer": "sgd"}, {"lr": 0.1}, {"seed": 1}, {"limit": 20}], ids=str
+    "changed",
+    [{"batch_size": 4}, {"optimizer": "sgd"}, {"lr": 0.1}, {"dropout": 0.1}, {"seed": 1}, {"limit": 20}],
+    ids=str,
 )
 def test_checkpoint_of_another_run(config: train.Config, changed: dict[str, Any]):
     train.run(config, quiet)
@@ -263,7 +265,8 @@ def test_nothing_to_resume(config: train.Config):
 @pytest.mark.parametrize(
     "name, value",
     [("backend", "cudnn"), ("optimizer", "lion"), ("epochs", 0), ("batch_size", -1), ("lr", 0.0), ("limit", 0),
-     ("threads", 0), ("lr", float("nan")), ("checkpoint_every", 3), ("resume", True)],
+     ("threads", 0), ("lr", float("nan")), ("checkpoint_every", 3), ("resume", True), ("device", "tpu"),
+     ("parallel", "mpi"), ("dropout", 1.0), ("dropout", float("nan"))],
 )  # fmt: skip
 def test_bad_options(name: str, value: Any):
     with pytest.raises(ValueError, match=f"train: {name} .* but got"):
