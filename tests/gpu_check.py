@@ -8,6 +8,7 @@ DIR/STAGE.json as soon as it ends, so that nothing is lost when time runs out; t
     tests       every kernel's test on the device, and the dtype, layout and error tests that take a device
     benchmarks  the suite of the lecture's network against cuDNN and torch.compile
     sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small shapes, where it is installed
+    avx512      the CPU tests with the AVX-512 kernels, where the processor has it: GPU machines mostly do
     all_benchmarks  the suites of small blocks and of single ops
 """
 
@@ -26,6 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE_TESTS = ["tests/test_cuda_kernels.py", "tests/test_exact.py", "tests/test_errors.py"]
+CPU_TESTS = ["tests/test_conv2d_relu_max_pool2d.py", "tests/test_pool_kernels.py", "tests/test_relu_kernels.py"]
+CPU_TESTS += ["tests/test_conv2d_kernels.py", "tests/test_exact.py", "tests/test_nan.py", "tests/test_opinfo.py"]
 # Small shapes of every kernel: a sanitizer slows a kernel down a hundredfold.
 SANITIZED = "(test_every_case or tensor_cores) and (lopsided or tail or odd_size or tiles) or without_input_gradient"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -106,6 +109,17 @@ def sanitizer() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def avx512() -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long"]
+    asked = [sys.executable, "-c", "import cnnfast, torch; print(torch.ops.cnnfast.cpu_info())"]
+    supported = json.loads(subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout)[
+        "supported"
+    ]
+    if "avx512" not in supported:
+        return [{"command": "avx512", "exit": 0, "seconds": 0.0, "output": [f"this processor has {supported}"]}]
+    return [run(*command, *CPU_TESTS, CNNFAST_CPU_ISA="avx512")]
+
+
 def all_benchmarks() -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--out", str(ROOT / "build/gpu-check")]
     return [run(*command, "--suite", suite) for suite in ("small", "ops")]
@@ -117,6 +131,7 @@ STAGES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "tests": tests,
     "benchmarks": benchmarks,
     "sanitizer": sanitizer,
+    "avx512": avx512,
     "all_benchmarks": all_benchmarks,
 }
 
