@@ -332,7 +332,10 @@ def _unobserved(module: nn.Module) -> bool:
 
 def _foldable(input: Tensor, conv: Any, bn: Any) -> bool:
     """Whether BatchNorm is a constant scale and shift now, and folding it costs less than applying it."""
-    if bn.training or bn.running_mean is None or conv.weight.dtype not in (torch.float32, torch.float64):
+    if bn.training or bn.running_mean is None:
+        return False
+    # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
+    if conv.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
         return False
     tensors = (input, conv.weight, conv.bias, bn.weight, bn.bias)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
