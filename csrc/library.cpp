@@ -37,14 +37,14 @@ CNNFAST_LIBRARY(m) {
   m.def(
       "max_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode, bool return_indices) -> (Tensor, Tensor)");
-  // input_size is (H, W), options (kernel_size, stride, padding, dilation, ceil_mode); the memory format of the result
-  // is that of indices.
-  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, int[] input_size, int[] options) -> Tensor");
+  // input_size is (H, W), SymInt so that a compiled graph serves every size; options (kernel_size, stride, padding,
+  // dilation, ceil_mode). The memory format of the result is that of indices.
+  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[] input_size, int[] options) -> Tensor");
   m.def(
       "avg_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
   m.def(
-      "avg_pool2d_backward(Tensor grad_output, int[] input_size, bool channels_last, int[] kernel_size, "
+      "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last, int[] kernel_size, "
       "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
 
   m.def(

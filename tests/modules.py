@@ -57,5 +57,5 @@ every_module = pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name
 def results(module: nn.Module, input: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """Output of ``run`` (default: the module) and the gradients of its input and of the module's parameters."""
     leaf = input.detach().clone().requires_grad_()
-    output = (run or module)(leaf)
+    output = (module if run is None else run)(leaf)
     return [output.detach(), *torch.autograd.grad(output.square().sum(), [leaf, *module.parameters()])]
