@@ -17,6 +17,7 @@ import torch
 from test_data import HAVE_DIGITS, needs_digits, write_set
 
 from cnnfast import checkpoint, train
+from cnnfast.trainer import Sampler
 
 BACKENDS = ("cnnfast", "torch")
 
@@ -137,7 +138,7 @@ def test_dropout_and_order_differ_between_epochs_but_not_between_runs(config: tr
     again = dataclasses.replace(config, checkpoint=str(tmp_path / "again"))
     train.run(again, quiet)
     assert_equal(state(again, "cnnfast"), state(config, "cnnfast"))
-    sampler = train.Sampler(43, seed=0)
+    sampler = Sampler(43, seed=0)
     first = sampler.order()
     assert torch.equal(sampler.order(), first) and torch.equal(first.sort().values, torch.arange(43))
     sampler.next_epoch()
