@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_calls import public_arguments
 from torch import Tensor
 
 import cnnfast.functional
+from cnnfast.autograd import PUBLIC
 from cnnfast.testing import DTYPES, assert_within, reference
 
 # Private to torch, so it may move; the reason for a skip then says so.
@@ -116,3 +119,29 @@ def test_error_inputs(op: str, device: torch.device) -> None:
             getattr(cnnfast.functional, op)(*arguments, **sample.kwargs)
         assert mine.type is torchs.type
         assert re.search(RULES[error.error_regex], str(mine.value)), (error.error_regex, str(mine.value))
+
+
+# Ops of ours -> the OpInfo that has their samples, of which every n-th: max_pool2d has 1,440.
+SAMPLES = [(op, op, 17 if op == "max_pool2d" else 1) for op in OPINFOS]
+SAMPLES += [(op, "conv2d", 1) for op in ("conv2d_relu", "conv2d_relu_max_pool2d")]
+
+
+@pytest.mark.parametrize(
+    ("op", "source", "step"), [*SAMPLES, pytest.param("max_pool2d", "max_pool2d", 1, marks=pytest.mark.long)]
+)
+def test_opcheck_of_samples(op: str, source: str, step: int) -> None:
+    """torch.library.opcheck of the public ops: schema, fake results, registered autograd."""
+    samples = list(OPINFOS[source].sample_inputs("cpu", torch.float32, requires_grad=True))
+    checked = 0
+    for sample in samples[::step]:
+        call = functools.partial(getattr(cnnfast.functional, op), sample.input, *sample.args, **sample.kwargs)
+        if op == "conv2d_relu_max_pool2d":
+            try:
+                call()
+            except RuntimeError as error:  # a map too small to be pooled
+                assert "output size is too small" in str(error)
+                continue
+        utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(PUBLIC[op], public_arguments(op, call), test_utils=utilities)
+        checked += 1
+    assert checked >= 4
