@@ -26,8 +26,10 @@ later_bin := $(abspath $(VENV))-later/bin
 sources := setup.py pyproject.toml $(shell find csrc -type f)
 installed := $(VENV)/.installed-torch-$(TORCH)
 later := $(VENV)-later/.torch-$(LATER_TORCH)
+# Libraries that torch has loaded before cnnfast's are. A second OpenMP runtime in the process would cost speed.
+of_torch := --exclude "libtorch*" --exclude "libcudart*" --exclude "libgomp*"
 
-.PHONY: bench test test-full wheel wheel-later gpu-check ptx lint format clean
+.PHONY: bench test test-full wheel wheel-later sdist-later gpu-check ptx lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch-$(TORCH):
@@ -53,12 +55,14 @@ cpp-%: $(installed)
 # NEON is compiled for and run on the emulator where the machine has both (Debian: g++-aarch64-linux-gnu, qemu-user-static).
 missing_for_neon := $(shell for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool > /dev/null || echo $$tool; done)
 
-# The source distribution, and from it a wheel, which must compile without a warning, keep to the stable ABI of the
-# oldest torch, and run on a later one.
+# The source distribution, and from it a wheel, which must compile without a warning, bring no library along and keep to
+# the stable ABI of the oldest torch. auditwheel finds patchelf on the PATH only.
 wheel: $(installed)
 	rm -rf build/wheel
 	CXXFLAGS=-Werror $(bin)/python -m build --no-isolation --outdir build/wheel
-	cd build/wheel && $(bin)/python -m zipfile -e *.whl unpacked
+	PATH="$(bin):$$PATH" $(bin)/auditwheel repair $(of_torch) --wheel-dir build/wheel/repaired build/wheel/*.whl
+	cd build/wheel && $(bin)/python -m zipfile -e repaired/*.whl unpacked
+	test ! -e build/wheel/unpacked/cnnfast.libs
 	$(bin)/torch-abi-audit --check both build/wheel/unpacked/cnnfast/_C.abi3.so
 
 $(later):
@@ -66,12 +70,24 @@ $(later):
 	$(later_bin)/python -m $(PIP_INSTALL) --quiet torch==$(LATER_TORCH) "setuptools>=77" ninja
 	touch $@
 
+# The wheel on a later torch: at first with nothing but torch, then all fast tests, from what the source distribution
+# holds of them, so that what they import is what is installed. Those of the CUDA sources would test nothing of it.
 wheel-later: wheel $(later)
-	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/*.whl
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/repaired/*.whl
 	cd $(VENV)-later && $(later_bin)/python $(CURDIR)/tests/smoke.py
 	$(later_bin)/python -m $(PIP_INSTALL) --quiet "cnnfast[test]"
+	rm -rf build/later && mkdir build/later
+	tar -xzf build/wheel/*.tar.gz -C build/later --strip-components 1
+	rm -r build/later/cnnfast*
+	cd build/later && $(later_bin)/python -m pytest -m "not long" --ignore-glob "tests/test_cuda_*"
 
-test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) wheel-later
+# The source distribution as plain pip installs it: built with a torch of its own, in an environment of its own. The
+# CUDA kernels, which take minutes, have test_cuda_install.py.
+sdist-later: wheel-later
+	CNNFAST_CUDA=0 $(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/*.tar.gz
+	cd $(VENV)-later && $(later_bin)/python $(CURDIR)/tests/smoke.py
+
+test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) sdist-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
 	$(bin)/python -m pytest -m long
 

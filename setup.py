@@ -6,6 +6,9 @@ CNNFAST_CUDA=auto (default: where torch is a CUDA build and its nvcc is found), 
 nvcc is not on the PATH; TORCH_CUDA_ARCH_LIST the GPUs, such as "8.0;9.0+PTX".
 """
 
+# For an older Python, too, to come as far as check_python().
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -29,8 +32,8 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-
 # Turing to Blackwell.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # Symbols come from the torch that is already loaded when _C is, hence no rpath and nothing of libtorch_python.
-LINK_FLAGS = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"]
-LIBRARIES = {"cnnfast._C": ["-ltorch_cpu"], "cnnfast._cuda": ["-ltorch_cuda", "-ltorch_cpu", "-lcudart"]}
+LINK_FLAGS = {"Linux": ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"], "Darwin": ["-bundle"]}
+LIBRARIES = {"cnnfast._C": ["-ltorch_cpu"], "cnnfast._cuda": ["-ltorch_cuda", "-ltorch_cpu"]}
 
 NINJA_RULES = """\
 ninja_required_version = 1.5
@@ -53,6 +56,14 @@ rule link
   description = $out
 
 """
+
+
+def check_python() -> None:
+    """pip looks for the dependencies first, and would blame torch, of which an older Python has none."""
+    wanted = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text()).groups()
+    if sys.version_info < tuple(map(int, wanted)):
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise SystemExit(f"cnnfast needs Python >= {'.'.join(wanted)}, but this is Python {found}.")
 
 
 def relative(pattern: str) -> list[str]:
@@ -82,7 +93,10 @@ def find_torch(minimum: tuple[int, int]):
         ) from None
     found = tuple(int(n) for n in re.match(r"(\d+)\.(\d+)", torch.__version__).groups())
     if found < minimum:
-        raise SetupError(f"cnnfast needs torch >= {wanted}, but torch {torch.__version__} is installed.")
+        raise SetupError(
+            f"cnnfast needs torch >= {wanted}, but torch {torch.__version__} is installed. "
+            "Upgrade it, or install without --no-build-isolation."
+        )
     return torch
 
 
@@ -126,7 +140,7 @@ def run_nvcc(nvcc: str, *arguments: str, input: str = "") -> subprocess.Complete
 
 
 def find_nvcc(torch) -> tuple[str, str]:
-    """(nvcc, the folder of its libraries); SetupError says what is missing."""
+    """(nvcc, its toolkit's libcudart); SetupError says what is missing."""
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
     wanted = torch.version.cuda
@@ -135,17 +149,17 @@ def find_nvcc(torch) -> tuple[str, str]:
     version = re.search(r"release (\d+)\.(\d+)", run_nvcc(nvcc, "--version").stdout)
     if version is None or version[1] != wanted.split(".")[0]:
         found = version[0] if version else "of no known version"
-        raise SetupError(f"torch {torch.__version__} is built with CUDA {wanted}, but {nvcc} is {found}")
+        raise SetupError(f"{nvcc} is {found}, and torch {torch.__version__} is built with CUDA {wanted}")
     # nvcc on the PATH may be a script that calls another: it knows its own toolkit's root.
     tried = run_nvcc(nvcc, "-E", "-x", "cu", "-", input="#include <cuda_runtime.h>\n")
     if tried.returncode != 0:
-        raise SetupError(f"{nvcc} does not find cuda_runtime.h:\n{tried.stderr.strip()}")
+        raise SetupError(f"{nvcc} does not find cuda_runtime.h: {tried.stderr.strip()}")
     here = re.search(r"_HERE_=(.*)", run_nvcc(nvcc, "--dryrun", "-x", "cu", os.devnull).stderr)
     root = Path(here[1].strip()).parent if here else Path(nvcc).resolve().parent.parent
     libraries = [root / name for name in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")]
-    for folder in libraries:
-        if (folder / "libcudart.so").exists():
-            return nvcc, str(folder)
+    for folder in libraries:  # in pip's packages of the toolkit there is libcudart.so.13 alone
+        if found := sorted(folder.glob("libcudart.so*")):
+            return nvcc, str(found[0])
     raise SetupError(f"no libcudart.so in {', '.join(map(str, libraries))}")
 
 
@@ -163,7 +177,10 @@ def find_cuda(torch) -> tuple[str, str] | None:
         return find_nvcc(torch)
     except SetupError as error:
         if choice == "1":
-            raise SetupError(f"cnnfast: CNNFAST_CUDA=1, but {error}.") from None
+            raise SetupError(
+                f"cnnfast: CNNFAST_CUDA=1, but {error}. Name a toolkit of CUDA {torch.version.cuda.split('.')[0]} in "
+                "CUDA_HOME; CNNFAST_CUDA=0 builds the CPU kernels alone."
+            ) from None
         print(f"cnnfast: CPU kernels only: {error}. CNNFAST_CUDA=1 makes this an error, CNNFAST_CUDA=0 keeps it quiet.")
         return None
 
@@ -187,8 +204,8 @@ class BuildLibrary(build_ext):
             (ROOT / self.get_ext_filename("cnnfast._cuda")).unlink(missing_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
-        if platform.system() != "Linux":
-            raise SetupError(f"cnnfast is built on Linux only so far, but this is {platform.system()}.")
+        if platform.system() not in LINK_FLAGS:
+            raise SetupError(f"cnnfast is built on Linux and macOS only so far, but this is {platform.system()}.")
         # An editable install's build_temp is a new directory each time; here objects outlive it.
         objects = ROOT / "build/objects"
         objects.mkdir(parents=True, exist_ok=True)
@@ -212,7 +229,8 @@ class BuildLibrary(build_ext):
     def ninja_file(self, ext: Extension, objects: Path, output: Path) -> str:
         package = Path(self.torch.__file__).parent
         isas = isa_sources() if ext.name == "cnnfast._C" else {}
-        nvcc, cuda_libraries = self.cuda or ("nvcc", "")
+        nvcc, cudart = self.cuda or ("nvcc", "")
+        libraries = LIBRARIES[ext.name] + ([cudart] if ext.name == "cnnfast._cuda" else [])
         archs = cuda_archs(nvcc) if self.cuda else ""
         # The stable ABI of the oldest torch that is accepted: the same library runs on every later one.
         defines = [f"-DTORCH_TARGET_VERSION=0x{self.minimum[0]:02x}{self.minimum[1]:02x}000000000000"]
@@ -222,13 +240,14 @@ class BuildLibrary(build_ext):
         includes = ["-Icsrc", "-isystem", str(package / "include")]
         environment = {name: shlex.split(os.environ.get(name, "")) for name in ("CXXFLAGS", "LDFLAGS")}
 
-        folders = [f"-L{package / 'lib'}", *([f"-L{cuda_libraries}"] if cuda_libraries else [])]
         text = NINJA_RULES.format(
             cxx=shlex.join(find_compiler()),
             flags=shlex.join([*CXX_FLAGS, *environment["CXXFLAGS"], *defines, *includes]),
             nvcc=shlex.quote(nvcc),
             nvcc_flags=shlex.join([*NVCC_FLAGS, *(gencode(archs) if self.cuda else []), "-Icsrc"]),
-            link=shlex.join([*LINK_FLAGS, *environment["LDFLAGS"], *folders, *LIBRARIES[ext.name]]),
+            link=shlex.join(
+                [*LINK_FLAGS[platform.system()], *environment["LDFLAGS"], f"-L{package / 'lib'}", *libraries]
+            ),
         )
         built = []
         for source in [*ext.sources, *isas]:
@@ -240,6 +259,7 @@ class BuildLibrary(build_ext):
         return text + f"\nbuild {escaped}: link {' '.join(map(str, built))}\n"
 
 
+check_python()
 setup(
     ext_modules=[
         Extension(

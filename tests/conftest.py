@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-import cnnfast  # noqa: F401  (loads the ops)
+import cnnfast
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device whose kernels are tested: cpu (default), cuda, cuda:1")
+
+
+def pytest_report_header() -> str:
+    return f"cnnfast {cnnfast.__version__} of {Path(cnnfast.__file__).parent}, torch {torch.__version__}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
