@@ -18,6 +18,7 @@ PIP_INSTALL ?= pip install
 # The torch that cnnfast is tested with, and a later one on which the same wheel must run.
 TORCH := 2.13.0
 LATER_TORCH := 2.14.1
+LATER_TORCHVISION := 0.29.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -70,16 +71,18 @@ $(later):
 	$(later_bin)/python -m $(PIP_INSTALL) --quiet torch==$(LATER_TORCH) "setuptools>=77" ninja
 	touch $@
 
-# The wheel on a later torch: at first with nothing but torch, then all fast tests, from what the source distribution
-# holds of them, so that what they import is what is installed. Those of the CUDA sources would test nothing of it.
+# The wheel on a later torch: at first with nothing but torch, then all fast tests and the real models, from what the
+# source distribution holds of them, so that what they import is what is installed. Those of the CUDA sources would test
+# nothing of it.
 wheel-later: wheel $(later)
 	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/repaired/*.whl
 	cd $(VENV)-later && $(later_bin)/python $(CURDIR)/tests/smoke.py
-	$(later_bin)/python -m $(PIP_INSTALL) --quiet "cnnfast[test]"
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet "cnnfast[test]" torchvision==$(LATER_TORCHVISION)
 	rm -rf build/later && mkdir build/later
 	tar -xzf build/wheel/*.tar.gz -C build/later --strip-components 1
 	rm -r build/later/cnnfast*
 	cd build/later && $(later_bin)/python -m pytest -m "not long" --ignore-glob "tests/test_cuda_*"
+	cd build/later && $(later_bin)/python -m pytest -m long tests/test_real_models.py
 
 # The source distribution as plain pip installs it: built with a torch of its own, in an environment of its own. The
 # CUDA kernels, which take minutes, have test_cuda_install.py.
