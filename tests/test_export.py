@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 import cnnfast
 from cnnfast.autograd import PUBLIC
 
+LECTURE = next(twin for twin in TWINS if twin.name == "LectureCNN")
 FUSED = next(twin for twin in TWINS if twin.name == "ConvReLUMaxPool2d")
 # torch's own, in its own use of its own functions.
 pytestmark = pytest.mark.filterwarnings(
@@ -81,6 +82,18 @@ def test_decompositions(twin: Twin) -> None:
     torch.testing.assert_close(decomposed.module()(twin.input(3)), module(twin.input(3)))
 
 
+def _all_ops() -> nn.Module:
+    return nn.Sequential(
+        cnnfast.Conv2d(2, 4, (2, 3), padding="same", groups=2),
+        cnnfast.ReLU(),
+        cnnfast.MaxPool2d(3, 2, 1, ceil_mode=True),
+        cnnfast.ConvTranspose2d(4, 4, 3, 2, 1, 1),
+        cnnfast.AvgPool2d(2),
+        cnnfast.ConvReLU2d(4, 2, 3),
+        cnnfast.ConvReLUMaxPool2d(2, 4, 3, padding=1),
+    )
+
+
 def _check_onnx(program: Any, module: nn.Module, inputs: list[Tensor]) -> None:
     """Standard operators alone, and torch's results by onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -111,15 +124,7 @@ def test_onnx(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_onnx_of_an_exported_program() -> None:
     """torch.export has written our ops; torch.onnx.export finds what they stand for."""
     pytest.importorskip("onnxscript")
-    module = nn.Sequential(
-        cnnfast.Conv2d(2, 4, (2, 3), padding="same", groups=2),
-        cnnfast.ReLU(),
-        cnnfast.MaxPool2d(3, 2, 1, ceil_mode=True),
-        cnnfast.ConvTranspose2d(4, 4, 3, 2, 1, 1),
-        cnnfast.AvgPool2d(2),
-        cnnfast.ConvReLU2d(4, 2, 3),
-        cnnfast.ConvReLUMaxPool2d(2, 4, 3, padding=1),
-    )
+    module = _all_ops()
     exported = _export(module, torch.randn(2, 2, 16, 18))
     assert _called(exported) >= set(PUBLIC.values())
     program = torch.onnx.export(exported, (), dynamo=True, verbose=False)
@@ -127,7 +132,9 @@ def test_onnx_of_an_exported_program() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+@pytest.mark.parametrize(
+    "twin", [LECTURE, Twin("all ops", _all_ops, _all_ops, (2, 16, 18))], ids=lambda twin: twin.name
+)
 def test_aot_inductor(twin: Twin, tmp_path: Any) -> None:
     module, _ = twin.modules()
     program = _export(module, twin.input(2))
