@@ -22,9 +22,7 @@ from cnnfast import routing
 
 every_op = pytest.mark.parametrize("call", one_of_each(), ids=str)
 # Forward mode scripts torch's formulas.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script", "ignore:Using padding='same' with even kernel"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script", "ignore:Using padding='same' with even kernel")
 
 Function = Callable[[Tensor], Tensor]
 
