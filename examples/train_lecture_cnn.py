@@ -7,7 +7,8 @@ takes every option of `python -m cnnfast.train`.
 
 import sys
 
+from cnnfast.distributed import leave
 from cnnfast.train import main
 
 if __name__ == "__main__":
-    sys.exit(main(["--backend", "both", "--data", "digits", *sys.argv[1:]]))
+    leave(main(["--backend", "both", "--data", "digits", *sys.argv[1:]]))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cnnfast import train
+from cnnfast import distributed, train
 
 steps = 0
 
@@ -22,4 +21,4 @@ def count(*unused: object) -> None:
 
 if os.environ["RANK"] == os.environ["KILL_RANK"]:
     register_optimizer_step_post_hook(count)
-sys.exit(train.main())
+distributed.leave(train.main())

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import torch
 import torch.distributed as dist
 from test_data import needs_digits, write_set
 from test_train import assert_equal
-from torch import nn
 from torch.utils.data import DistributedSampler
 
-import cnnfast
 from cnnfast import checkpoint, distributed, train
 
 pytestmark = pytest.mark.skipif(
@@ -149,53 +146,6 @@ def test_fsdp_needs_ranks(tmp_path: Path):
         train.run(train.Config(data=str(tmp_path), parallel="fsdp"))
 
 
-@pytest.fixture
-def group() -> Iterator[Any]:
-    """A process group of this process alone, and its device mesh."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
-MODULES = [
-    lambda of: of.Conv2d(3, 4, 3, padding=1),
-    lambda of: of.Conv2d(3, 4, 3, padding="same", padding_mode="circular", bias=False),
-    lambda of: of.ConvTranspose2d(3, 4, 3, stride=2),
-]
-
-
-@pytest.mark.parametrize("make", MODULES, ids=["conv2d", "circular", "conv_transpose2d"])
-def test_modules_with_sharded_parameters(group: Any, make: Any):
-    """FSDP2's parameters are DTensors outside of forward, and plain ones, for our kernels, inside."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
-    theirs, ours = make(nn), make(cnnfast)
-    ours.load_state_dict(theirs.state_dict())
-    fully_shard(ours, mesh=group)
-    images = torch.randn(2, 3, 8, 8)
-    cnnfast.fallbacks(reset=True)
-    torch.testing.assert_close(ours(images), theirs(images))
-    ours(images).sum().backward()
-    theirs(images).sum().backward()
-    assert cnnfast.fallbacks() == {}
-    for (name, ours_parameter), parameter in zip(ours.named_parameters(), theirs.parameters()):
-        assert isinstance(ours_parameter, DTensor), name
-        torch.testing.assert_close(ours_parameter.grad.full_tensor(), parameter.grad)
-
-
-def test_modules_on_dtensors(group: Any):
-    """Where the input is a DTensor, too, the call is torch's, whatever torch can do with it."""
-    from torch.distributed.tensor import DTensor, distribute_module, distribute_tensor
-
-    conv = cnnfast.Conv2d(3, 4, 3, padding=1)
-    images = torch.randn(2, 3, 8, 8)
-    expected = conv(images)
-    distribute_module(conv, group)
-    cnnfast.fallbacks(reset=True)
-    got = conv(distribute_tensor(images, group))
-    assert isinstance(got, DTensor)
-    torch.testing.assert_close(got.full_tensor(), expected)
-    assert list(cnnfast.fallbacks()) == ["conv2d"]
+def test_modules_with_sharded_parameters():
+    done = torchrun(2, str(Path(__file__).with_name("sharded_modules.py")))
+    assert done.returncode == 0, done.stderr
