@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from project import copy_project
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHON = Path(f"{sys.prefix}-later") / "bin/python"
-COPIED = ("csrc", "cnnfast", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # One architecture: what is tested is the way, not the kernels.
 ARCHS = "8.0+PTX"
 CPU_TESTS = ["tests/test_exact.py", "tests/test_conv2d_relu_max_pool2d.py", "tests/test_pool_kernels.py"]
@@ -64,12 +63,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("its torch is a CPU build")
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on the PATH")
-    folder = tmp_path_factory.mktemp("install") / "project"
-    folder.mkdir()
-    for name in COPIED:
-        source = ROOT / name
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
+    folder = copy_project(tmp_path_factory.mktemp("install") / "project")
     build(folder, CNNFAST_CUDA="1", TORCH_CUDA_ARCH_LIST=ARCHS)
     return folder
 

@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("csrc", "cnnfast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+from project import copy_project
 
 pytestmark = pytest.mark.long
 
@@ -23,12 +21,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project, as it is in the source distribution."""
-    folder = tmp_path_factory.mktemp("install") / "project"
-    folder.mkdir()
-    for name in COPIED:
-        source = ROOT / name
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
+    folder = copy_project(tmp_path_factory.mktemp("install") / "project")
     return folder
 
 
