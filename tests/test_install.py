@@ -21,8 +21,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project, as it is in the source distribution."""
-    folder = copy_project(tmp_path_factory.mktemp("install") / "project")
-    return folder
+    return copy_project(tmp_path_factory.mktemp("install") / "project")
 
 
 def pip(command: str, copy: Path, folder: Path, *options: str, **environment: str) -> str:
