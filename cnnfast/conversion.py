@@ -31,6 +31,7 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool2d: layers.MaxPool2d,
     nn.AvgPool2d: layers.AvgPool2d,
 }
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 _ORIGINALS = {ours: original for original, ours in SWAPS.items()}
 
 
@@ -58,11 +59,12 @@ class Report(tuple[Change, ...]):
 def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
     """``model`` with its convolution, pooling and ReLU layers on cnnfast's kernels, fused where the data flow allows.
 
-    Conv2d, ConvTranspose2d, ReLU, MaxPool2d and AvgPool2d are swapped, wherever they are in the model. Where a
-    module's forward calls a convolution and then, each the only use of the one before, BatchNorm2d, ReLU or ReLU6 and
-    MaxPool2d, as modules or as functions, they run as one. BatchNorm is folded into the convolution in evaluation
-    without gradients only, at each call; parameters are never touched. A forward that does more than a trace can show
-    keeps its layers unfused; modules with hooks of their own run one by one. :func:`report` tells which and why.
+    Conv2d, ConvTranspose2d, ReLU, MaxPool2d and AvgPool2d are swapped, wherever they are in the model. Where a module's
+    forward calls a convolution and then, each the only use of the one before, BatchNorm2d, ReLU or ReLU6 and MaxPool2d,
+    as modules or as functions, they run as one. BatchNorm is folded into the convolution in evaluation without
+    gradients only, at each call; parameters are never touched. A forward that does more than a trace can show keeps its
+    layers unfused, and :func:`report` tells why. Whether a layer has hooks is asked at each call: such groups run one
+    by one, whatever the report says.
 
     Args:
         model: any nn.Module. Subclasses of the layers, parametrized ones too, are left alone.
@@ -140,7 +142,7 @@ def _changes(name: str, module: nn.Module) -> Iterator[Change]:
     elif fusion.is_fused(module):
         for group in fusion.groups(module):
             yield Change(name, "fused", str(group))
-    elif _may_fuse(module):
+    elif _convolutions(module):
         yield Change(name, "unfused", _why_unfused(module))
 
 
@@ -154,25 +156,27 @@ def _why_left(module: nn.Module) -> str | None:
 
 
 def _why_unfused(module: nn.Module) -> str:
+    if not any(isinstance(convolution, layers.Conv2d) for convolution in _convolutions(module)):
+        return "none of its convolutions was swapped"
     try:
         fusion.fuse(module)
     except NotTraceable as reason:
         return str(reason)
     fusion.unfuse(module)
-    return "not converted, or converted with fuse=False"
+    return "converted with fuse=False"
 
 
-def _may_fuse(module: nn.Module) -> bool:
-    """Whether there is a convolution among the children, inside lists of modules too."""
-    lists = [child for child in module.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
+def _convolutions(module: nn.Module) -> list[nn.Module]:
+    """Those among the children, inside lists of modules too."""
+    if isinstance(module, _LISTS):
+        return []
+    lists = [child for child in module.children() if isinstance(child, _LISTS)]
     children = itertools.chain(module.children(), *(child.children() for child in lists))
-    return any(isinstance(child, nn.Conv2d) for child in children) and not isinstance(
-        module, (nn.ModuleList, nn.ModuleDict)
-    )
+    return [child for child in children if isinstance(child, nn.Conv2d)]
 
 
 def _parents(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if _may_fuse(module) and not fusion.is_fused(module)]
+    return [module for module in model.modules() if _convolutions(module) and not fusion.is_fused(module)]
 
 
 def _sharing_copy(model: Model) -> Model:

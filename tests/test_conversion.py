@@ -132,6 +132,15 @@ def test_revert_undoes() -> None:
     _same(converted, model)
 
 
+def test_report_says_what_was_not_converted() -> None:
+    model = _reference()
+    for report in (cnnfast.report(model), cnnfast.report(cnnfast.revert(cnnfast.convert(model)))):
+        assert {change.action for change in report} == {"unfused", "left"}
+        assert {change.detail for change in report} == {"none of its convolutions was swapped", "not converted"}
+    (unfused,) = [change for change in cnnfast.report(cnnfast.convert(model, fuse=False)) if change.action == "unfused"]
+    assert unfused == ("", "unfused", "converted with fuse=False")
+
+
 def test_nothing_to_convert_is_returned_and_said(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Flatten())
     with caplog.at_level(logging.WARNING, "cnnfast"):

@@ -55,7 +55,7 @@ struct Choice {
     for (const Row& row : kRows) {
       if (row.supported && row.by_default) {
         kernels = row.kernels;
-        reason = "best supported by this processor";
+        reason = "default for this processor";
         return;
       }
     }

@@ -55,7 +55,7 @@ TEST(best_is_chosen_by_default) {
   const Outcome outcome = choose_under(nullptr);
   WHERE(outcome.report);
   CHECK(outcome.printed.empty());
-  CHECK(contains(outcome.report, "\"reason\": \"best supported by this processor\""));
+  CHECK(contains(outcome.report, "\"reason\": \"default for this processor\""));
   // AVX-512 waits for its tests to run on a processor that has it.
   CHECK(!contains(outcome.report, "\"isa\": \"avx512\""));
   CHECK_EQ(choose_under("").report, outcome.report);
