@@ -11,7 +11,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -87,7 +87,7 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"convert: model must be an nn.Module that is no ScriptModule, but got {type(model).__name__}")
-    if not any(_why_left(module) is None for module in model.modules()):
+    if not any(_why_left(module) is None for module in model.modules()) and not (fuse and _parents(model)):
         logger.warning("convert: %s has no layer that cnnfast could take over: unchanged", type(model).__name__)
         return model
     if not inplace:
@@ -112,9 +112,12 @@ def revert(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert: model must be an nn.Module, but got {type(model).__name__}")
+    fused = [module for module in model.modules() if fusion.is_fused(module)]
+    for module in fused:
+        fusion.check_unfusable(module)  # all of them before the first is changed
+    for module in fused:
+        fusion.unfuse(module)
     for module in model.modules():
-        if fusion.is_fused(module):
-            fusion.unfuse(module)
         module.__class__ = _ORIGINALS.get(type(module), type(module))
     return model
 
@@ -140,8 +143,11 @@ def _changes(name: str, module: nn.Module) -> Iterator[Change]:
     elif isinstance(module, tuple(SWAPS)):
         yield Change(name, "left", _why_left(module) or "not converted")
     elif fusion.is_fused(module):
-        for group in fusion.groups(module):
-            yield Change(name, "fused", str(group))
+        groups = fusion.groups(module)
+        if isinstance(groups, str):
+            yield Change(name, "unfused", groups)
+        else:
+            yield from (Change(name, "fused", str(group)) for group in groups)
     elif _convolutions(module):
         yield Change(name, "unfused", _why_unfused(module))
 
@@ -150,7 +156,7 @@ def _why_left(module: nn.Module) -> str | None:
     """Why ``module`` cannot become cnnfast's; None where it can."""
     if type(module) not in SWAPS:
         return f"{type(module).__name__} is not one of torch's own layers"
-    if {"forward", "_conv_forward"} & vars(module).keys():
+    if fusion.OVERRIDES & vars(module).keys():
         return "it has a forward of its own, not its class's"
     return None
 
@@ -176,13 +182,21 @@ def _convolutions(module: nn.Module) -> list[nn.Module]:
 
 
 def _parents(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if _convolutions(module) and not fusion.is_fused(module)]
+    """Where something may be fused that is not yet."""
+    return [module for module in model.modules() if _convolutions(module) and "_fusion" not in vars(module)]
 
 
 def _sharing_copy(model: Model) -> Model:
-    tensors = itertools.chain(model.parameters(), model.buffers())
+    modules = list(model.modules())
+    shared: list[Any] = [*model.parameters(), *model.buffers()]
+    # A hook that is another object's method goes on telling that object, not a copy of it.
+    for module in modules:
+        for name, hooks in vars(module).items():
+            if name.endswith("_hooks") and isinstance(hooks, dict):
+                owners = [getattr(hook, "__self__", None) for hook in hooks.values()]
+                shared += [owner for owner in owners if not any(owner is own for own in modules)]
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        return copy.deepcopy(model, {id(value): value for value in shared})
     except Exception as error:  # Whatever a model's own attributes raise.
         raise RuntimeError(
             f"convert: model must be copyable unless inplace=True, but got {type(model).__name__}: {error}"

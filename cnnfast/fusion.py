@@ -8,6 +8,7 @@ training or a gradient through it, and the modules run one by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -38,6 +39,16 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 }
 
 
+#: Methods that some programs replace on the object.
+OVERRIDES = frozenset({"forward", "_conv_forward"})
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+
+
 class Group(NamedTuple):
     """Names, within the parent, of what runs as one; functions by theirs."""
 
@@ -63,34 +74,49 @@ class _Fusion:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Fusion:
         return self
 
-    # Traces cannot be pickled: they are made again when the restored module is first called.
+    # Nor can it be pickled: what is restored is traced again.
     def __reduce__(self) -> Any:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
+        return type(None), ()
 
 
 class _Fused(nn.Module):
-    """Mixed into a parent's class: forward is the trace where that is the same program, else what it was."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        fusion = _fusion_of(self)
-        if (
-            isinstance(fusion, _Fusion)
-            and len(args) == fusion.inputs
-            and not kwargs
-            and all(type(arg) is Tensor for arg in args)
-            and fusion.snapshot.fits(self)
-        ):
-            return fusion.run[self.training](self, *args)
-        return super().forward(*args, **kwargs)
+    """Mixed into a parent's class, whose forward then is the trace where that is the same program: see _fused_class."""
 
     # A class made at run time cannot be found by its name.
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
         return _new_fused, (_original(type(self)),), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.__dict__.get("_fusion") is None:  # out of a pickle, not a copy
+            cls = type(self)
+            self.__class__ = _original(cls)  # type: ignore[assignment]  # whose forward it is that is traced
+            try:
+                self.__dict__["_fusion"] = _Fusion(self)
+            except NotTraceable as reason:
+                self.__dict__["_fusion"] = str(reason)
+            finally:
+                self.__class__ = cls
+
+    # Those of the original class may want arguments, or keep a list of subclasses.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
+def _forward(module: nn.Module, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # None in a slice of an nn.Sequential, which is a new module of the same class. Never traced here: fx changes
+    # nn.Module while it traces, and other threads may be running modules.
+    fusion = module.__dict__.get("_fusion")
+    if (
+        isinstance(fusion, _Fusion)
+        and not kwargs
+        and all(type(arg) is Tensor for arg in args)
+        and len(args) == fusion.inputs
+        and fusion.snapshot.fits(module)
+    ):
+        return fusion.run[module.training](module, *args)
+    return original(module, *args, **kwargs)
 
 
 def _original(cls: type[nn.Module]) -> type[nn.Module]:
@@ -103,30 +129,19 @@ def _new_fused(cls: type[nn.Module]) -> nn.Module:
     return fused.__new__(fused)
 
 
-def _fusion_of(module: nn.Module) -> _Fusion | str | None:
-    """The fusion of a module of a fused class, or why it has none: a slice of an nn.Sequential, and what comes out of
-    a pickle, get theirs when they are first called."""
-    fusion = module.__dict__.get("_fusion")
-    if fusion is None and not torch.compiler.is_compiling():
-        cls = type(module)
-        module.__class__ = _original(cls)  # whose forward it is that is traced
-        try:
-            fusion = _Fusion(module)
-        except NotTraceable as reason:
-            fusion = str(reason)
-        finally:
-            module.__class__ = cls
-        module.__dict__["_fusion"] = fusion
-    return fusion
-
-
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     if cls not in _classes:
+        original = cls.forward
+
+        @functools.wraps(original)  # for those who look at its arguments
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return _forward(self, original, args, kwargs)
+
         names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _classes[cls] = type(cls.__name__, (_Fused, cls), names)
+        _classes[cls] = type(cls.__name__, (_Fused, cls), {**names, "forward": forward})
     return _classes[cls]
 
 
@@ -134,10 +149,10 @@ def is_fused(module: nn.Module) -> bool:
     return isinstance(module, _Fused)
 
 
-def groups(module: nn.Module) -> list[Group]:
-    """What runs as one in a fused parent."""
-    fusion = _fusion_of(module)
-    return fusion.groups if isinstance(fusion, _Fusion) else []
+def groups(module: nn.Module) -> list[Group] | str:
+    """What runs as one in a fused parent, or why nothing does."""
+    fusion = vars(module).get("_fusion")
+    return fusion.groups if isinstance(fusion, _Fusion) else fusion or "a slice of a fused module: convert it, too"
 
 
 def fuse(module: nn.Module) -> None:
@@ -146,10 +161,14 @@ def fuse(module: nn.Module) -> None:
     Raises:
         NotTraceable: and the module is as it was.
     """
-    if "forward" in vars(module):
+    if OVERRIDES & vars(module).keys():
         raise NotTraceable("the module has a forward of its own, not its class's")
-    fusion = _Fusion(module)
-    module.__dict__["_fusion"] = fusion
+    if is_fused(module):  # a slice of a fused nn.Sequential
+        unfuse(module)
+    cls = type(module)
+    if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:
+        raise NotTraceable(f"{cls.__name__} has its own way of being pickled")
+    module.__dict__["_fusion"] = _Fusion(module)
     module.__class__ = _fused_class(type(module))
 
 
@@ -166,6 +185,15 @@ def unfuse(module: nn.Module) -> None:
         )
     module.__class__ = _original(cls)
     module.__dict__.pop("_fusion", None)
+
+
+def check_unfusable(module: nn.Module) -> None:
+    """Raises RuntimeError where something else has changed the module's class since."""
+    cls = type(module)
+    if _classes.get(_original(cls)) is not cls:
+        raise RuntimeError(
+            f"revert: the class of a module must be the one that convert gave it, but got {cls.__name__}"
+        )
 
 
 def _fuse_graph(module: nn.Module, graph: fx.Graph) -> list[Group]:
@@ -205,9 +233,13 @@ def _chain(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, fx.Node, nn.
             return
         stage = stages[0]
         yield stage, node, follower
-        if len(node.users) != 1:
+        # Nothing else may happen between: it could change in place what the convolution reads.
+        following = node.next
+        while following.op == "get_attr":
+            following = following.next
+        if list(node.users) != [following]:
             return
-        node = next(iter(node.users))
+        node = following
 
 
 def _as_module(module: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -253,6 +285,7 @@ def _name(node: fx.Node) -> str:
 
 def _constant(graph: fx.Graph, value: nn.Module) -> fx.Node:
     """A module that stands for a function, as a value in the graph: called with nothing, it is there."""
+    value.__dict__["_stands_in"] = True
     return graph.call_function(_Holder(value))
 
 
@@ -283,7 +316,8 @@ def run_block(
     if not _as_one(input, conv, bn, activation, pool):
         for module in (conv, bn, activation, pool):
             if module is not None:
-                input = module(input)
+                # Global hooks never saw a module where there is only a function.
+                input = module.forward(input) if "_stands_in" in module.__dict__ else module(input)
         return input
     assert isinstance(conv, Conv2d)
     weight, bias = conv.weight, conv.bias
@@ -311,7 +345,7 @@ def run_block(
 
 
 def _as_one(input: Tensor, *modules: nn.Module | None) -> bool:
-    if _nn_module._global_forward_hooks or _nn_module._global_forward_pre_hooks or _nn_module._global_backward_hooks:
+    if any(getattr(_nn_module, name) for name in _GLOBAL_HOOKS):
         return False
     for module, known in zip(modules, _STAGES, strict=True):
         if module is not None and not (type(module) in known and _unobserved(module)):
@@ -326,13 +360,13 @@ def _unobserved(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or OVERRIDES & module.__dict__.keys()
     )
 
 
 def _foldable(input: Tensor, conv: Any, bn: Any) -> bool:
     """Whether BatchNorm is a constant scale and shift now, and folding it costs less than applying it."""
-    if bn.training or bn.running_mean is None:
+    if bn.training or bn.running_mean is None or bn.num_features != conv.out_channels:
         return False
     # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
     if conv.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
@@ -341,7 +375,7 @@ def _foldable(input: Tensor, conv: Any, bn: Any) -> bool:
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return False
     # Compiled graphs must not branch on sizes, and inductor fuses the BatchNorm itself.
-    if torch.compiler.is_compiling() or input.dim() != 4:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or input.dim() != 4:
         return False
     pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
     return conv.weight.numel() <= pixels * conv.out_channels
