@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_COPIED = ("csrc", "cnnfast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+_COPIED = ("csrc", "cnnfast", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 def copy_project(folder: Path) -> Path:
