@@ -1,8 +1,8 @@
 """The public ops in torch's differentiable ones, for whoever cannot take them whole.
 
-torch.onnx.export takes these from torch's table of decompositions when an exported program holds our ops, and so does
-``program.run_decompositions(torch._decomp.get_decompositions([torch.ops.cnnfast.conv2d]))``; registration.py calls them
-where a derivative is wanted that our formulas do not give (torch.func's transforms, forward mode).
+:func:`decompositions` gives them to whoever has an exported program; registration.py calls them where a derivative is
+wanted that our formulas do not give (torch.func's transforms, forward mode). They are not in torch's own table: where
+the environment says CI, inductor refuses to call an op as it is that this table knows how to take apart.
 """
 
 from __future__ import annotations
@@ -113,7 +113,14 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def register() -> None:
-    """Puts them into torch's table, once, after the library has loaded."""
-    for name, function in DECOMPOSITIONS.items():
-        torch._decomp.register_decomposition(PUBLIC[name])(function)
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """What ``run_decompositions`` needs to replace our ops in an exported program by torch's.
+
+    ONNX, or a runtime that knows none of our ops, then takes the program. Like `torch.export.default_decompositions`,
+    it is a new dict at each call, to be changed or joined with others at will.
+
+    Example:
+        >>> program = torch.export.export(cnnfast.convert(model), (images,))
+        >>> torch.onnx.export(program.run_decompositions(cnnfast.decompositions()), (), "model.onnx")
+    """
+    return {PUBLIC[name]: function for name, function in DECOMPOSITIONS.items()}

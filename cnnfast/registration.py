@@ -226,7 +226,6 @@ def _register_functorch(name: str) -> None:
 
 def register() -> None:
     """Once, after the library has loaded."""
-    decomposition.register()
     for name, fake in _FAKE.items():
         torch.library.register_fake(f"cnnfast::{name}", fake, lib=_lib)
         if name.endswith(("_forward", "_backward")):

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import cnnfast
 import cnnfast.functional as CF
+from cnnfast.autograd import PUBLIC
 
 LECTURE = next(twin for twin in TWINS if twin.name == "LectureCNN")
 FUSED = next(twin for twin in TWINS if twin.name == "ConvReLUMaxPool2d")
@@ -152,6 +153,19 @@ def test_relu_inplace() -> None:
     compiled = torch.compile(cnnfast.ReLU(inplace=True), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(input), expected)
     assert torch.equal(input, expected)
+
+
+def test_where_ci_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There inductor raises for ops that it finds in torch's table of decompositions."""
+    from torch._inductor.lowering import lowerings
+
+    monkeypatch.setenv("CI", "true")
+    for op in PUBLIC.values():
+        monkeypatch.delitem(lowerings, op, raising=False)  # compiled before, CI unset
+    module, _ = LECTURE.modules()
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        output = torch.compile(module, fullgraph=True)(LECTURE.input(3))
+    torch.testing.assert_close(output, module(LECTURE.input(3)), rtol=1e-4, atol=1e-4)
 
 
 def test_errors_are_the_kernels() -> None:

@@ -77,7 +77,7 @@ def test_decompositions(twin: Twin) -> None:
     module, _ = twin.modules()
     program = _export(module, twin.input(2))
     assert _called(program.run_decompositions()) & set(PUBLIC.values())
-    decomposed = program.run_decompositions(torch._decomp.get_decompositions(list(PUBLIC.values())))
+    decomposed = program.run_decompositions(cnnfast.decompositions())
     assert not _called(decomposed) & set(PUBLIC.values())
     torch.testing.assert_close(decomposed.module()(twin.input(3)), module(twin.input(3)))
 
@@ -122,12 +122,12 @@ def test_onnx(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_onnx_of_an_exported_program() -> None:
-    """torch.export has written our ops; torch.onnx.export finds what they stand for."""
+    """torch.export has written our ops; decompositions() says what they stand for."""
     pytest.importorskip("onnxscript")
     module = _all_ops()
     exported = _export(module, torch.randn(2, 2, 16, 18))
     assert _called(exported) >= set(PUBLIC.values())
-    program = torch.onnx.export(exported, (), dynamo=True, verbose=False)
+    program = torch.onnx.export(exported.run_decompositions(cnnfast.decompositions()), (), dynamo=True, verbose=False)
     _check_onnx(program, module, [torch.randn(5, 2, 16, 18), torch.randn(1, 2, 16, 18)])
 
 
