@@ -18,37 +18,50 @@ constexpr int kPanelWidth = kTileVectors * kLanes<A>;
 template <class A>
 constexpr int kTileSize = kTileRows * kPanelWidth<A>;
 
-template <class A, int kRows>
-static void multiply_rows(int64_t depth, const A* a, const A* b, A* tile, bool accumulate) {
-  Vec<A> sum[kRows][kTileVectors] = {};
+// out[r * out_row + lane] (+)= sum over k of a[r * a_row + k * a_depth] * b[k * b_depth + lane], for kRows rows and
+// kVectors registers of lanes. Operands may be packed or lie as they are in a tensor; without `accumulate` the old
+// contents of `out` are not read.
+template <class A, int kRows, int kVectors>
+static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_depth,
+                          A* out, int64_t out_row, bool accumulate) {
+  Vec<A> sum[kRows][kVectors] = {};
+  // Two pointers reach six rows by the processor's scaled addresses; six would not leave enough registers.
+  const A* upper = kRows > 3 ? a + 3 * a_row : a;
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<A> right[kTileVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) right[v] = load_vec(b + v * kLanes<A>);
+    Vec<A> right[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = load_vec(b + v * kLanes<A>);
+      pin(right[v]);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const Vec<A> left = broadcast(a[r]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kTileVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
+      const Vec<A> left = broadcast(r < 3 ? a[r * a_row] : upper[(r - 3) * a_row]);
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
     }
-    a += kRows;
-    b += kPanelWidth<A>;
+    a += a_depth;
+    upper += a_depth;
+    b += b_depth;
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) {
-      A* out = tile + r * kPanelWidth<A> + v * kLanes<A>;
-      store_vec(out, accumulate ? load_vec(out) + sum[r][v] : sum[r][v]);
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      A* to = out + r * out_row + v * kLanes<A>;
+      store_vec(to, accumulate ? load_vec(to) + sum[r][v] : sum[r][v]);
     }
   }
 }
 
-// tile [rows, kPanelWidth]; without `accumulate` its old contents are not read.
+// tile [rows, kPanelWidth] of packed operands.
 template <class A>
 static void multiply(int64_t rows, int64_t depth, const A* a, const A* b, A* tile, bool accumulate) {
-  with_constant<1, kTileRows>(rows, [&](auto count) { multiply_rows<A, count.value>(depth, a, b, tile, accumulate); });
+  with_constant<1, kTileRows>(rows, [&](auto count) {
+    multiply_tile<A, count.value, kTileVectors>(depth, a, 1, count.value, b, kPanelWidth<A>, tile, kPanelWidth<A>,
+                                                accumulate);
+  });
 }
 
 // `total` rows cut into panels of nearly equal height: 8 rows are 4 + 4 rather than 6 + 2, whose second tile would
