@@ -34,6 +34,11 @@ CNNFAST_BOTH static constexpr int64_t round_up(int64_t a, int64_t b) { return ce
 // Division that rounds towards minus infinity; b > 0.
 CNNFAST_BOTH static constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+// `size` cut in nearly equal parts of at most `most`; the size of a part.
+CNNFAST_BOTH static constexpr int64_t even_part(int64_t size, int64_t most) {
+  return size <= most ? size : ceil_div(size, ceil_div(size, most));
+}
+
 // Greatest common divisor of positive numbers.
 CNNFAST_BOTH static constexpr int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 

@@ -4,6 +4,7 @@
 #include "cpu/device.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/winograd_conv2d.h"
 
 namespace cnnfast {
 
@@ -12,6 +13,7 @@ void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T
                     View<T> output) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
     if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
+    if (winograd_conv2d_forward(s, input, weight, bias, relu, output)) return;
   }
   implicit_gemm_forward<T>(s, input, weight, bias, relu, output);
 }
@@ -32,12 +34,18 @@ bool conv2d_relu_backward(Cpu, const Conv2dShape& s, View<const T> grad_output, 
 template <class T>
 void conv2d_backward_input(Cpu, const Conv2dShape& s, View<const T> grad_output, View<const T> weight, const T* bias,
                            View<T> grad_input) {
+  if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
+    if (winograd_conv2d_backward_input(s, grad_output, weight, bias, grad_input)) return;
+  }
   implicit_gemm_backward_input<T>(s, grad_output, weight, bias, grad_input);
 }
 
 template <class T>
 void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
                             View<T> grad_weight) {
+  if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
+    if (winograd_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
+  }
   implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
 }
 

@@ -9,6 +9,7 @@
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
+#include "cpu/winograd_conv2d.h"
 
 namespace cnnfast {
 
@@ -30,6 +31,7 @@ struct CpuKernels {
   KernelsOf<float16> f16;
   // float32 only; other types go the general way.
   DirectConv2dKernels direct_conv2d;
+  WinogradConv2dKernels winograd_conv2d;
   ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;
   FmaPeakKernel fma_peak;
 

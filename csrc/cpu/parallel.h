@@ -12,6 +12,15 @@
 
 namespace cnnfast {
 
+// How many threads the team has.
+inline int64_t thread_count() {
+#ifdef CNNFAST_TORCH_FREE
+  return omp_get_max_threads();
+#else
+  return torch::stable::get_num_threads();
+#endif
+}
+
 // The tasks that one worker begins with.
 struct alignas(64) TaskQueue {
   std::atomic<int64_t> next;
@@ -28,11 +37,7 @@ void parallel_tasks(int64_t tasks, const Task& task) {
     if (tasks == 1) task(int64_t{0});
     return;
   }
-#ifdef CNNFAST_TORCH_FREE
-  const int64_t threads = omp_get_max_threads();
-#else
-  const int64_t threads = torch::stable::get_num_threads();
-#endif
+  const int64_t threads = thread_count();
   constexpr int64_t kMaxQueues = 64;  // on the stack; with more threads, several share one
   const int64_t workers = threads < tasks ? threads : tasks, queues = workers < kMaxQueues ? workers : kMaxQueues;
   TaskQueue queue[kMaxQueues];

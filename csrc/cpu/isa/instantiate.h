@@ -10,6 +10,7 @@
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
+#include "cpu/kernels/winograd_backward_weight.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -26,6 +27,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           kernels_of<bfloat16>(),
           kernels_of<float16>(),
           direct_conv2d_kernels(),
+          winograd_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),
           fma_peak_kernel()};
 }

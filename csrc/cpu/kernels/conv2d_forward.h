@@ -21,11 +21,6 @@ constexpr size_t kTaskBytes = size_t{320} << 10;
 // Pixels of a block at most; more would only make the staged rows fall out of L2.
 constexpr int64_t kBlockPixels = 512;
 
-// `size` cut in nearly equal parts of at most `most`; the size of a part.
-static inline int64_t even_part(int64_t size, int64_t most) {
-  return size <= most ? size : ceil_div(size, ceil_div(size, most));
-}
-
 static inline PixelBlocks cut_pixels(const GatherConv& conv, int64_t size, int64_t multiple) {
   const int64_t Q = conv.w.outputs;
   if (Q < size) return {size, ceil_div(conv.pixels(), size), 0};

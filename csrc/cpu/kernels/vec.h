@@ -61,6 +61,13 @@ CNNFAST_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
   std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
 }
 
+// Lane i: p[i * stride].
+CNNFAST_INLINE Vec<float> load_strided(const float* p, int64_t stride) {
+  Vec<float> v{};
+  for (int lane = 0; lane < kLanes<float>; ++lane) v[lane] = p[lane * stride];
+  return v;
+}
+
 // Makes the compiler hold v in a register from here on. Left alone it folds a load that several multiply-adds share
 // into each of them, and the load ports become the bound.
 template <class V>
@@ -240,6 +247,52 @@ CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, i
       std::memcpy(to + (2 * b + 1) * to_stride, &second, sizeof second);
     }
   }
+}
+
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+// Of each half of the registers, four by four elements, transposed.
+CNNFAST_INLINE void transpose_halves(__m256 (&v)[4]) {
+  const __m256 ab_low = _mm256_unpacklo_ps(v[0], v[1]), ab_high = _mm256_unpackhi_ps(v[0], v[1]);
+  const __m256 cd_low = _mm256_unpacklo_ps(v[2], v[3]), cd_high = _mm256_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+  v[1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+  v[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+  v[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+}
+#endif
+
+// to[i][lane] = from[lane * stride + i], i < kLanes
+CNNFAST_INLINE void load_transposed(const float* from, int64_t stride, Vec<float> (&to)[kLanes<float>]) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half, from += 4) {
+    __m256 v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + i * stride)),
+                                  _mm_loadu_ps(from + (i + 4) * stride), 1);
+    transpose_halves(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) to[4 * half + i] = v[i];
+  }
+#else
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = load_strided(from + i, stride);
+#endif
+}
+
+// to[lane * stride + i] = from[i][lane]
+CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int64_t stride) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  __m256 lane[4] = {from[0], from[1], from[2], from[3]};
+  transpose_halves(lane);  // lanes 0 and 4, 1 and 5, ...
+  for (int i = 0; i < 4; ++i) {
+    _mm_storeu_ps(to + i * stride, _mm256_castps256_ps128(lane[i]));
+    _mm_storeu_ps(to + (i + 4) * stride, _mm256_extractf128_ps(lane[i], 1));
+  }
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane)
+    for (int i = 0; i < 4; ++i) to[lane * stride + i] = from[i][lane];
+#endif
 }
 
 // to[column][row] = from[row][column], both dense in their last dimension. In blocks, the last row and column of which
