@@ -17,7 +17,7 @@ from .version import __version__
 
 # GNU's, Intel's and LLVM's, also under the names that wheels give their own copies (libgomp-24e2ab19.so.1.0.0).
 _OPENMP = re.compile(r"^(libgomp|libiomp5?|libomp|vcomp)[-.\d]")
-_ENVIRONMENT = ("CNNFAST_CPU_ISA", "CNNFAST_STRICT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_ENVIRONMENT = ("CNNFAST_CPU_ISA", "CNNFAST_STRICT", "CNNFAST_WINOGRAD", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def collect() -> dict[str, Any]:

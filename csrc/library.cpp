@@ -73,5 +73,6 @@ CNNFAST_LIBRARY(m) {
   // What was built and chosen, as JSON; another instruction set, for tests; the machine's FMA rate.
   m.def("cpu_info() -> str");
   m.def("set_cpu_isa(str isa) -> bool");
+  m.def("set_winograd(bool enabled) -> bool");
   m.def("fma_peak(float seconds, int threads) -> float");
 }

@@ -12,8 +12,8 @@ template <class T>
 void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias, bool relu,
                     View<T> output) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
     if (winograd_conv2d_forward(s, input, weight, bias, relu, output)) return;
+    if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
   }
   implicit_gemm_forward<T>(s, input, weight, bias, relu, output);
 }

@@ -1,10 +1,11 @@
-// What the CPU kernels say of themselves: cpu_info, set_cpu_isa, fma_peak.
+// What the CPU kernels say of themselves: cpu_info, set_cpu_isa, set_winograd, fma_peak.
 #include <chrono>
 #include <string>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd_conv2d.h"
 #include "tensor.h"
 
 namespace cnnfast {
@@ -51,6 +52,7 @@ double fma_peak(double seconds, int64_t threads) {
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("cpu_info", TORCH_BOX(&cpu_info));
   m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa_op));
+  m.impl("set_winograd", TORCH_BOX(&set_winograd));
   m.impl("fma_peak", TORCH_BOX(&fma_peak));
 }
 

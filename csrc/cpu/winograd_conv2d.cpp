@@ -1,8 +1,9 @@
-// The launcher side of algorithm `winograd`: a chunk's stages one after the other, each on all threads; or, where there
-// are chunks enough, each chunk by one thread, in whose cache it then stays. Either way does the same sums.
+// The launcher side of algorithm `winograd`.
 #include "cpu/winograd_conv2d.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -11,63 +12,22 @@
 namespace cnnfast {
 namespace {
 
-constexpr int64_t kChunksPerThread = 4;
-
-// Becomes false where a task's results are not finite.
-class Finite {
- public:
-  void also(bool finite) {
-    if (!finite) finite_.store(false, std::memory_order_relaxed);
-  }
-  explicit operator bool() const { return finite_.load(std::memory_order_relaxed); }
-
- private:
-  std::atomic<bool> finite_ = true;
-};
-
-// The two transformed tensors of a chunk.
-struct ChunkMemory {
-  Workspace workspace;
-  float *source, *product;
-
-  explicit ChunkMemory(const WinogradPlan& plan)
-      : workspace(Workspace::needed<float>(plan.source_floats) + Workspace::needed<float>(plan.product_floats)),
-        source(workspace.take<float>(plan.source_floats)),
-        product(workspace.take<float>(plan.product_floats)) {}
-};
-
-int64_t strips_of(const WinogradPlan& plan, int64_t chunk) { return min(plan.chunk, plan.strips - chunk * plan.chunk); }
-
-constexpr auto in_parallel = [](int64_t tasks, const auto& task) { parallel_tasks(tasks, task); };
-constexpr auto in_turn = [](int64_t tasks, const auto& task) {
-  for (int64_t i = 0; i < tasks; ++i) task(i);
-};
-
-void run_chunk(const WinogradJob& job, int64_t chunk, const ChunkMemory& memory, const auto& for_each_task,
-               Finite& finite) {
-  const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
-  const WinogradPlan& plan = job.plan;
-  for_each_task(strips_of(plan, chunk) * plan.source_tasks, [&](int64_t task) {
-    Workspace scratch(Workspace::needed<float>(plan.scratch_floats));
-    kernels.transform_source(job.conv, plan, job.source, chunk, task, memory.source,
-                             scratch.take<float>(plan.scratch_floats));
-  });
-  for_each_task(plan.multiply_tasks, [&](int64_t task) {
-    Workspace scratch(Workspace::needed<float>(plan.multiply_floats));
-    kernels.multiply(job, chunk, task, memory.source, memory.product, scratch.take<float>(plan.multiply_floats));
-  });
-  for_each_task(strips_of(plan, chunk) * plan.product_tasks,
-                [&](int64_t task) { finite.also(kernels.transform_output(job, chunk, task, memory.product)); });
+std::atomic<bool>& enabled() {
+  static std::atomic<bool> value = [] {
+    const char* asked = std::getenv("CNNFAST_WINOGRAD");
+    return asked == nullptr || std::strcmp(asked, "0") != 0;
+  }();
+  return value;
 }
 
-void run(const WinogradJob& job, Finite& finite) {
-  const WinogradPlan& plan = job.plan;
-  if (plan.chunks >= kChunksPerThread * thread_count()) {
-    parallel_tasks(plan.chunks, [&](int64_t chunk) { run_chunk(job, chunk, ChunkMemory(plan), in_turn, finite); });
-  } else {
-    const ChunkMemory memory(plan);
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) run_chunk(job, chunk, memory, in_parallel, finite);
-  }
+// Calls task(i, memory) for each task of a plan; whether all were finite.
+bool run_tasks(const WinogradPlan& plan, const auto& task) {
+  std::atomic<bool> finite = true;
+  parallel_tasks(plan.tasks, [&](int64_t i) {
+    Workspace workspace(Workspace::needed<float>(plan.task_floats));
+    if (!task(i, workspace.take<float>(plan.task_floats))) finite.store(false, std::memory_order_relaxed);
+  });
+  return finite.load(std::memory_order_relaxed);
 }
 
 // One convolution per group.
@@ -75,26 +35,26 @@ bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float>
                      const GatherWeight<const float>& weight, const float* bias, bool relu, View<float> output) {
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
-  if (!kernels.plan(conv, &plan)) return false;
-  Workspace workspace(Workspace::needed<float>(plan.packed_weight));
-  float* packed = workspace.take<float>(plan.packed_weight);
-  Finite finite;
+  if (!kernels.plan(conv, thread_count(), &plan)) return false;
+  Workspace workspace(Workspace::needed<float>(plan.shared_floats));
+  float* packed = workspace.take<float>(plan.shared_floats);
+  bool finite = true;
   for (int64_t g = 0; g < groups && finite; ++g) {
     WinogradJob job{conv, plan, source, weight, packed, bias, relu, output};
     job.source.data += g * conv.C * source.stride.c;
     job.output.data += g * conv.K * output.stride.c;
     job.weight.data += g * weight.group;
     if (bias != nullptr) job.bias += g * conv.K;
-    if (plan.packed_weight > 0)
-      parallel_tasks(plan.weight_panels, [&](int64_t panel) { kernels.pack_weight(conv, job.weight, packed, panel); });
-    run(job, finite);
+    if (plan.shared_floats > 0)
+      parallel_tasks(plan.panels, [&](int64_t panel) { kernels.pack_weight(conv, job.weight, packed, panel); });
+    finite = run_tasks(plan, [&](int64_t task, float* memory) { return kernels.forward(job, task, memory); });
   }
-  return static_cast<bool>(finite);
+  return finite;
 }
 
 bool is_winograd(const Conv2dShape& s) {
-  return s.R == kWinogradTaps && s.S == kWinogradTaps && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-         s.dilation_w == 1;
+  return winograd_enabled() && s.R == kWinogradTaps && s.S == kWinogradTaps && s.stride_h == 1 && s.stride_w == 1 &&
+         s.dilation_h == 1 && s.dilation_w == 1;
 }
 
 WinogradConv forward_of(const Conv2dShape& s) {
@@ -102,6 +62,9 @@ WinogradConv forward_of(const Conv2dShape& s) {
 }
 
 }  // namespace
+
+bool winograd_enabled() { return enabled().load(std::memory_order_relaxed); }
+bool set_winograd(bool value) { return enabled().exchange(value, std::memory_order_relaxed); }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
                              bool relu, View<float> output) {
@@ -127,38 +90,24 @@ bool winograd_conv2d_backward_weight(const Conv2dShape& s, View<const float> inp
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
   const WinogradConv conv = forward_of(s);
-  if (!is_winograd(s) || !kernels.weight_plan(conv, &plan)) return false;
+  if (!is_winograd(s) || !kernels.weight_plan(conv, thread_count(), &plan)) return false;
   const Strides& w = grad_weight.stride;
-  const ChunkMemory memory(plan);
-  Workspace workspace(Workspace::needed<float>(plan.packed_weight));
-  float* sums = workspace.take<float>(plan.packed_weight);
-  Finite finite;
+  Workspace workspace(Workspace::needed<float>(plan.shared_floats));
+  float* sums = workspace.take<float>(plan.shared_floats);
+  std::atomic<bool> finite = true;
   for (int64_t g = 0; g < s.G && finite; ++g) {
-    const WinogradWeightJob job{conv, plan, {grad_weight.data + g * conv.K * w.n, 0, w.n, w.c, w.h, w.w}};
-    View<const float> x = input, dy = grad_output;
-    x.data += g * conv.C * x.stride.c;
-    dy.data += g * conv.K * dy.stride.c;
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const int64_t source_tasks = strips_of(plan, chunk) * plan.source_tasks;
-      parallel_tasks(source_tasks + strips_of(plan, chunk) * plan.product_tasks, [&](int64_t task) {
-        Workspace scratch(Workspace::needed<float>(plan.scratch_floats));
-        float* staged = scratch.take<float>(plan.scratch_floats);
-        if (task < source_tasks) {
-          kernels.transform_source(conv, plan, x, chunk, task, memory.source, staged);
-        } else {
-          kernels.transform_gradient(conv, plan, dy, chunk, task - source_tasks, memory.product, staged);
-        }
-      });
-      parallel_tasks(plan.multiply_tasks, [&](int64_t task) {
-        Workspace scratch(Workspace::needed<float>(plan.multiply_floats));
-        finite.also(kernels.multiply_gradient(job, chunk, task, memory.source, memory.product, sums,
-                                              scratch.take<float>(plan.multiply_floats)));
+    WinogradWeightJob job{conv, plan, input, grad_output, {grad_weight.at(g * conv.K, 0, 0, 0), 0, w.n, w.c, w.h, w.w}};
+    job.source.data += g * conv.C * input.stride.c;
+    job.grad_output.data += g * conv.K * grad_output.stride.c;
+    finite =
+        run_tasks(plan, [&](int64_t task, float* memory) { return kernels.backward_weight(job, task, sums, memory); });
+    if (plan.shared_floats > 0) {
+      parallel_tasks(plan.panels, [&](int64_t panel) {
+        if (!kernels.finish_weight(job, panel, sums)) finite.store(false, std::memory_order_relaxed);
       });
     }
-    if (plan.chunks > 1)
-      parallel_tasks(plan.weight_panels, [&](int64_t panel) { finite.also(kernels.finish_weight(job, panel, sums)); });
   }
-  return static_cast<bool>(finite);
+  return finite;
 }
 
 }  // namespace cnnfast

@@ -2,8 +2,10 @@
 // input gradient in kernels/winograd_conv2d.h, weight gradient in kernels/winograd_backward_weight.h, launchers in
 // winograd_conv2d.cpp.
 //
-// Tiles are numbered (image, tile row, tile column); a strip is some neighbours of one row, a chunk a range of strips
-// whose transformed tiles are in memory at one time. A chunk goes through stages, each a number of independent tasks.
+// Tiles are numbered (image, tile row, tile column); a strip is some neighbours of one row. A task has its part of the
+// strips, or of the output channels, to itself from the transform of the source to the result, with memory of its own:
+// what one core transforms, another would have to fetch from its cache line by line, which takes longer than to
+// transform it again.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +25,16 @@ struct WinogradConv {
   int64_t pad_top, pad_left;
 };
 
-// What the shape alone decides.
 struct WinogradPlan {
-  int64_t tile_rows, tile_columns;          // of an image
-  int64_t strip, strips_per_row;            // tiles of a strip; the last of a row may have fewer
-  int64_t strips;                           // in all
-  int64_t chunk, chunks;                    // strips of a chunk, and their number
-  int64_t chunk_tiles;                      // at most
-  int64_t weight_panels;                    // of output channels
-  int64_t packed_weight;                    // floats; 0: each task transforms the weights it multiplies
-  int64_t source_floats, product_floats;    // of a chunk: transformed source tiles, products (or gradients) of them
-  int64_t scratch_floats, multiply_floats;  // of a task of transform_source, of multiply
-  int64_t source_tasks, product_tasks, multiply_tasks;  // per strip, per strip, per chunk
+  int64_t tile_rows, tile_columns;     // of an image
+  int64_t strip, strips_per_row;       // tiles of a strip; the last of a row may have fewer
+  int64_t strips;                      // in all
+  int64_t chunk, chunk_tiles;          // strips, and at most so many tiles, that are transformed at a time
+  int64_t panels, parts, part_panels;  // of output channels; the parts they are cut into, and panels of one at most
+  int64_t slices;                      // of the strips: forward, a chunk each; weight gradient, partial sums
+  int64_t tasks;                       // slices * parts
+  int64_t shared_floats;               // weights or sums of all tasks; 0: each task has those of its part
+  int64_t task_floats;                 // memory of a task
 };
 
 struct WinogradJob {
@@ -48,38 +48,32 @@ struct WinogradJob {
   View<float> output;
 };
 
-// A weight gradient; its plan's `products` are transformed gradients, its `packed_weight` floats are the sums of all
-// chunks.
 struct WinogradWeightJob {
   WinogradConv conv;
   WinogradPlan plan;
+  View<const float> source, grad_output;
   GatherWeight<float> grad_weight;
 };
 
 struct WinogradConv2dKernels {
-  // Whether winograd is the algorithm for this convolution.
-  bool (*plan)(const WinogradConv&, WinogradPlan*);
-  // packed_weight's panel `index`, G g G^T.
+  // Whether winograd is the algorithm for this convolution. The number of threads decides only who computes what.
+  bool (*plan)(const WinogradConv&, int64_t threads, WinogradPlan*);
+  // packed_weight's panel `index`, G g G^T, where it is shared.
   void (*pack_weight)(const WinogradConv&, GatherWeight<const float> weight, float* packed, int64_t index);
-  // transformed [element][tile of the chunk][C] = B^T d B, some channels of a strip.
-  void (*transform_source)(const WinogradConv&, const WinogradPlan&, View<const float> source, int64_t chunk,
-                           int64_t task, float* transformed, float* scratch);
-  // products [element][tile][K]
-  void (*multiply)(const WinogradJob&, int64_t chunk, int64_t task, const float* transformed, float* products,
-                   float* scratch);
-  // output = A^T products A + bias, clipped at zero with relu, some channels of a strip. False if it is not finite.
-  bool (*transform_output)(const WinogradJob&, int64_t chunk, int64_t task, const float* products);
+  // Computes a task's part of the output. False if it is not finite.
+  bool (*forward)(const WinogradJob&, int64_t task, float* memory);
 
-  bool (*weight_plan)(const WinogradConv&, WinogradPlan*);
-  // gradients [element][tile][K] = A dY A^T, some channels of a strip.
-  void (*transform_gradient)(const WinogradConv&, const WinogradPlan&, View<const float> grad_output, int64_t chunk,
-                             int64_t task, float* transformed, float* scratch);
-  // Adds a chunk's products to the sums; with only one chunk, finishes them. False if a gradient is not finite.
-  bool (*multiply_gradient)(const WinogradWeightJob&, int64_t chunk, int64_t task, const float* transformed,
-                            const float* gradients, float* sums, float* scratch);
-  // grad_weight's panel `index`, G^T sums G. False if it is not finite.
-  bool (*finish_weight)(const WinogradWeightJob&, int64_t index, const float* sums);
+  bool (*weight_plan)(const WinogradConv&, int64_t threads, WinogradPlan*);
+  // Sums a task's part of the gradient; finishes it, too, unless `sums` are shared. False if it is not finite.
+  bool (*backward_weight)(const WinogradWeightJob&, int64_t task, float* sums, float* memory);
+  // Adds up the slices' sums of panel `index`, and writes G^T sums G. False if it is not finite.
+  bool (*finish_weight)(const WinogradWeightJob&, int64_t index, float* sums);
 };
+
+// Whether winograd may be chosen: unless CNNFAST_WINOGRAD=0 was set at load, or the caller says otherwise. The setter
+// returns what was set before.
+bool winograd_enabled();
+bool set_winograd(bool enabled);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,

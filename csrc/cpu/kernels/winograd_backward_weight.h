@@ -2,23 +2,13 @@
 //
 //   dW = G^T [sum over tiles of (B^T d B) * (A dY A^T)] G
 //
-// One matrix product per element of a tile, [C, tiles] x [tiles, K], is added up over the chunks of tiles in their
-// order.
+// One matrix product per element of a tile, [C, tiles] x [tiles, K]. Many tiles are cut into slices, whose number the
+// shape decides; each slice's sums are added up over its chunks, and then the slices', in order.
 #pragma once
 
 #include "cpu/kernels/winograd_conv2d.h"
 
 namespace cnnfast::CNNFAST_ISA {
-
-static void winograd_transform_gradient(const WinogradConv& conv, const WinogradPlan& plan,
-                                        View<const float> grad_output, int64_t chunk, int64_t task, float* transformed,
-                                        float* scratch) {
-  const Strip strip(plan, chunk, task / plan.product_tasks);
-  const int64_t k = task % plan.product_tasks * kTransformChannels;
-  transform_strip<WinogradTile::output().transposed()>(
-      grad_output, conv.P, conv.Q, strip, strip.row * kWinogradOutputs, strip.column * kWinogradOutputs, k,
-      min(k + kTransformChannels, conv.K), TilePlanes(conv.K, plan.chunk_tiles), transformed, scratch);
-}
 
 // Sums, [panel of K][element][C][kPanelWidth]. Where a panel begins:
 static inline int64_t sums_panel(const WinogradConv& conv, int64_t panel) {
@@ -26,8 +16,8 @@ static inline int64_t sums_panel(const WinogradConv& conv, int64_t panel) {
 }
 
 // grad_weight = G^T sums G of one panel. False if it is not finite.
-static bool winograd_finish_weight(const WinogradConv& conv, const GatherWeight<float>& grad_weight, const float* sums,
-                                   int64_t panel) {
+static bool write_weight(const WinogradConv& conv, const GatherWeight<float>& grad_weight, const float* sums,
+                         int64_t panel) {
   constexpr int64_t kLane = kLanes<float>, kWidth = kPanelWidth<float>;
   const int64_t pitch = element_pitch(conv.C);
   const bool dense = grad_weight.s == 1 && grad_weight.r == kWinogradTaps;
@@ -58,57 +48,82 @@ static bool winograd_finish_weight(const WinogradConv& conv, const GatherWeight<
   return !any_lane(probe != Vec<float>{});
 }
 
-// Adds the chunk's products to `sums`. With one chunk a task is a panel, whose sums stay in `scratch` and are finished
-// at once; else an element and some panels. False if a gradient is not finite.
-static bool winograd_multiply_gradient(const WinogradWeightJob& job, int64_t chunk, int64_t task,
-                                       const float* transformed, const float* gradients, float* sums, float* scratch) {
+static void multiply_gradients(const WinogradWeightJob& job, const Chunk& chunk, const PlanPart& part,
+                               const WinogradMemory& memory, float* sums, bool accumulate) {
   constexpr int64_t kWidth = kPanelWidth<float>;
   const WinogradConv& conv = job.conv;
-  const WinogradPlan& plan = job.plan;
-  const int64_t tiles = chunk_tiles(plan, chunk), pitch = element_pitch(conv.C);
-  const TilePlanes in(conv.C, plan.chunk_tiles), out(conv.K, plan.chunk_tiles);
-  const ProductTask part(plan, task);
+  const TilePlanes in(conv.C, job.plan.chunk_tiles), out(job.plan.part_panels * kWidth, job.plan.chunk_tiles);
   const RowPanels rows(conv.C);
-  for (int64_t element = part.element_begin; element < part.element_end; ++element) {
-    const float* v = transformed + element * in.plane;
-    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      float* to = (plan.chunks > 1 ? sums + sums_panel(conv, panel) : scratch) + element * pitch;
+  for (int64_t element = 0; element < kWinogradElements; ++element) {
+    for (int64_t panel = 0; panel < part.panel_end - part.panel_begin; ++panel) {
+      const float* gradients = memory.product + element * out.plane + panel * kWidth;
+      float* to = sums + sums_panel(conv, panel) + element * element_pitch(conv.C);
       for (int64_t row = 0; row < rows.count; ++row) {
         const int64_t c = rows.begin(row);
         with_constant<1, kTileRows>(rows.begin(row + 1) - c, [&](auto count) {
-          multiply_tile<float, count.value, kTileVectors>(tiles, v + c, 1, in.pitch,
-                                                          gradients + element * out.plane + panel * kWidth, out.pitch,
-                                                          to + c * kWidth, kWidth, chunk > 0);
+          multiply_tile<float, count.value, kTileVectors>(chunk.tiles, memory.source + element * in.plane + c, 1,
+                                                          in.pitch, gradients, out.pitch, to + c * kWidth, kWidth,
+                                                          accumulate);
         });
       }
     }
   }
-  return plan.chunks > 1 || winograd_finish_weight(conv, job.grad_weight, scratch, task);
 }
 
-static bool winograd_weight_plan(const WinogradConv& conv, WinogradPlan* plan) {
-  constexpr int64_t kFewTiles = 192;  // each chunk reads and writes all sums
-  if (conv.C < 16 || conv.K < 16 || conv.P < 3 || conv.Q < 3 || conv.N == 0) return false;
-  cut_tiles(conv, kFewTiles, plan);
-  plan->packed_weight = plan->chunks > 1 ? sums_panel(conv, plan->weight_panels) : 0;
-  plan->multiply_floats = plan->chunks > 1 ? 0 : sums_panel(conv, 1);
+static bool winograd_backward_weight(const WinogradWeightJob& job, int64_t task, float* shared, float* base) {
+  const WinogradConv& conv = job.conv;
+  const WinogradPlan& plan = job.plan;
+  const PlanPart part(conv, plan, task % plan.parts);
+  const int64_t slice = task / plan.parts;
+  const int64_t begin = slice * plan.strips / plan.slices, end = (slice + 1) * plan.strips / plan.slices;
+  WinogradMemory memory;
+  memory.assign(conv, plan, 0, base);
+  float* sums = memory.shared;
+  if (plan.shared_floats > 0) sums = shared + sums_panel(conv, slice * plan.panels + part.panel_begin);
+  for (int64_t strip = begin; strip < end; strip += plan.chunk) {
+    const Chunk chunk(plan, strip, min(strip + plan.chunk, end));
+    transform_source(conv, plan, job.source, chunk, memory.source, memory.staged);
+    transform_tiles<WinogradTile::output().transposed()>(
+        job.grad_output, conv.P, conv.Q, 0, 0, part.begin, part.end, plan, chunk,
+        TilePlanes(plan.part_panels * kPanelWidth<float>, plan.chunk_tiles), memory.product, memory.staged);
+    multiply_gradients(job, chunk, part, memory, sums, strip > begin);
+  }
+  bool finite = true;
+  for (int64_t panel = part.panel_begin; plan.shared_floats == 0 && panel < part.panel_end; ++panel)
+    finite &= write_weight(conv, job.grad_weight, sums + sums_panel(conv, panel - part.panel_begin), panel);
+  return finite;
+}
+
+static bool winograd_finish_weight(const WinogradWeightJob& job, int64_t panel, float* sums) {
+  sums += sums_panel(job.conv, panel);
+  for (int64_t slice = 1; slice < job.plan.slices; ++slice) {
+    const float* more = sums + sums_panel(job.conv, slice * job.plan.panels);
+    for (int64_t i = 0; i < sums_panel(job.conv, 1); ++i) sums[i] += more[i];
+  }
+  return write_weight(job.conv, job.grad_weight, sums, panel);
+}
+
+static bool winograd_weight_plan(const WinogradConv& conv, int64_t threads, WinogradPlan* plan) {
+  // Each chunk reads and writes all sums of its slice and part, which are to stay in the cache.
+  constexpr int64_t kChunkTiles = 96, kSliceTiles = 192, kMaxSlices = 16, kBudgetFloats = int64_t{8} << 20;
+  constexpr int64_t kPartPanels = 128 / kPanelWidth<float>;
+  if (!winograd_pays(conv)) return false;
+  cut_tiles(conv, plan);
+  const int64_t all_tiles = conv.N * plan->tile_rows * plan->tile_columns, all_sums = sums_panel(conv, plan->panels);
+  plan->slices =
+      min(min(kMaxSlices, plan->strips), min(kBudgetFloats / all_sums, all_tiles / max(kSliceTiles, conv.C)));
+  plan->slices = max(plan->slices, int64_t{1});
+  cut_chunks(ceil_div(plan->strips, plan->slices), kChunkTiles, plan);
+  cut_parts(max(ceil_div(threads, plan->slices), plan->slices > 1 ? int64_t{1} : plan->panels / kPartPanels), plan);
+  plan->shared_floats = plan->slices > 1 ? plan->slices * all_sums : 0;
+  const int64_t own = plan->slices > 1 ? 0 : sums_panel(conv, plan->part_panels);
+  plan->task_floats = WinogradMemory().assign(conv, *plan, own, nullptr);
   return true;
 }
 
-static bool winograd_finish_panel(const WinogradWeightJob& job, int64_t panel, const float* sums) {
-  return winograd_finish_weight(job.conv, job.grad_weight, sums + sums_panel(job.conv, panel), panel);
-}
-
 constexpr WinogradConv2dKernels winograd_conv2d_kernels() {
-  return {winograd_plan,
-          winograd_pack_weight,
-          winograd_transform_source,
-          winograd_multiply,
-          winograd_transform_output,
-          winograd_weight_plan,
-          winograd_transform_gradient,
-          winograd_multiply_gradient,
-          winograd_finish_panel};
+  return {winograd_plan,        winograd_pack_weight,     winograd_forward,
+          winograd_weight_plan, winograd_backward_weight, winograd_finish_weight};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

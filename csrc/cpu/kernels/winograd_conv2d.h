@@ -58,8 +58,9 @@ static void transform_weight(const WinogradConv& conv, const GatherWeight<const 
 
 // Blocks of source channels that are summed at a time.
 struct DepthBlocks {
-  int64_t depth, count;
-  explicit DepthBlocks(int64_t C) : depth(even_part(C, kWinogradDepth)), count(ceil_div(C, depth)) {}
+  int64_t C, depth, count;
+  explicit DepthBlocks(int64_t C) : C(C), depth(even_part(C, kWinogradDepth)), count(ceil_div(C, depth)) {}
+  int64_t depth_of(int64_t block) const { return min(depth, C - block * depth); }
 };
 
 // Packed weights: [panel][block of source channels][element][channel][kPanelWidth]. Where a block begins:
@@ -72,13 +73,14 @@ static void winograd_pack_weight(const WinogradConv& conv, GatherWeight<const fl
                                  int64_t panel) {
   const DepthBlocks blocks(conv.C);
   for (int64_t block = 0; block < blocks.count; ++block) {
-    const int64_t c = block * blocks.depth;
-    transform_weight(conv, weight, panel, c, min(blocks.depth, conv.C - c), packed + packed_block(conv, panel, block));
+    transform_weight(conv, weight, panel, block * blocks.depth, blocks.depth_of(block),
+                     packed + packed_block(conv, panel, block));
   }
 }
 
 // products[tiles, a panel] (+)= transformed[tiles, depth] * weight[depth, the panel], of one element. `next` is what
-// will be multiplied next: its weights are fetched meanwhile, for they come from far away and are used at once.
+// will be multiplied next: its weights are fetched meanwhile (past the last, whatever lies there), for they come from
+// far away and are used at once.
 static void multiply_element(int64_t tiles, int64_t depth, const float* v, int64_t v_pitch, const float* u, float* m,
                              int64_t m_pitch, bool accumulate, const float* next) {
   constexpr int64_t kWidth = kPanelWidth<float>, kLine = 64 / sizeof(float);
@@ -94,30 +96,37 @@ static void multiply_element(int64_t tiles, int64_t depth, const float* v, int64
   }
 }
 
-// With packed weights a task is an element and some panels; else a panel, whose weights it transforms for itself.
-static void winograd_multiply(const WinogradJob& job, int64_t chunk, int64_t task, const float* transformed,
-                              float* products, float* scratch) {
+// Products [element][tile][channel of the part], of packed weights or of such as are transformed here, panel by panel.
+static void multiply_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPart& part,
+                           const WinogradMemory& memory) {
   constexpr int64_t kWidth = kPanelWidth<float>;
   const WinogradConv& conv = job.conv;
-  const int64_t tiles = chunk_tiles(job.plan, chunk);
-  const TilePlanes in(conv.C, job.plan.chunk_tiles), out(conv.K, job.plan.chunk_tiles);
+  const TilePlanes in(conv.C, job.plan.chunk_tiles), out(job.plan.part_panels * kWidth, job.plan.chunk_tiles);
   const DepthBlocks blocks(conv.C);
-  const bool packed = job.plan.packed_weight > 0;
-  const ProductTask part(job.plan, task);
-  for (int64_t block = 0; block < blocks.count; ++block) {
-    const int64_t c = block * blocks.depth, depth = min(blocks.depth, conv.C - c), pitch = element_pitch(depth);
-    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-      const float* weight = job.packed_weight + packed_block(conv, panel, block);
-      if (!packed) {
-        transform_weight(conv, job.weight, panel, c, depth, scratch);
-        weight = scratch;
+  const bool packed = job.plan.shared_floats > 0;
+  const auto multiply = [&](int64_t element, int64_t block, int64_t panel, const float* u, const float* next) {
+    const int64_t c = block * blocks.depth;
+    multiply_element(chunk.tiles, min(blocks.depth, conv.C - c), memory.source + element * in.plane + c, in.pitch, u,
+                     memory.product + element * out.plane + (panel - part.panel_begin) * kWidth, out.pitch, c > 0,
+                     next);
+  };
+  if (packed) {  // an element's tiles stay in the cache while all its panels pass
+    for (int64_t element = 0; element < kWinogradElements; ++element) {
+      for (int64_t block = 0; block < blocks.count; ++block) {
+        const float* u = job.packed_weight + element * element_pitch(blocks.depth_of(block));
+        for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel)
+          multiply(element, block, panel, u + packed_block(conv, panel, block),
+                   u + packed_block(conv, panel + 1, block));
       }
-      for (int64_t element = part.element_begin; element < part.element_end; ++element) {
-        const float* u = weight + element * pitch;
-        const float* next = panel + 1 < part.panel_end ? u + packed_block(conv, 1, 0) : u + pitch;
-        multiply_element(tiles, depth, transformed + element * in.plane + c, in.pitch, u,
-                         products + element * out.plane + panel * kWidth, out.pitch, c > 0, next);
-      }
+    }
+    return;
+  }
+  for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      const int64_t depth = blocks.depth_of(block), pitch = element_pitch(depth);
+      transform_weight(conv, job.weight, panel, block * blocks.depth, depth, memory.shared);
+      for (int64_t element = 0; element < kWinogradElements; ++element)
+        multiply(element, block, panel, memory.shared + element * pitch, memory.shared + (element + 1) * pitch);
     }
   }
 }
@@ -144,46 +153,69 @@ static void write_tile_output(const Vec<float> (&y)[kWinogradOutputs][kWinogradO
   }
 }
 
-// False if an output is not finite.
-static bool winograd_transform_output(const WinogradJob& job, int64_t chunk, int64_t task, const float* products) {
+// output = A^T products A + bias, clipped at zero with relu. False if it is not finite.
+static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPart& part, const float* products) {
   constexpr int64_t kLane = kLanes<float>;
   const WinogradConv& conv = job.conv;
-  const Strip strip(job.plan, chunk, task / job.plan.product_tasks);
-  const TilePlanes planes(conv.K, job.plan.chunk_tiles);
-  const int64_t k_begin = task % job.plan.product_tasks * kTransformChannels;
-  const int64_t k_end = min(k_begin + kTransformChannels, conv.K), p = strip.row * kWinogradOutputs;
-  Vec<float> probe{};
+  const TilePlanes planes(job.plan.part_panels * kPanelWidth<float>, job.plan.chunk_tiles);
   const Vec<float> floor = broadcast(job.relu ? 0.0f : -__builtin_inff());
-  for (int64_t block = k_begin; block < k_end; block += kChannelBlock) {
-    for (int64_t t = 0; t < strip.tiles; ++t) {
-      const int64_t q = (strip.column + t) * kWinogradOutputs;
-      for (int64_t k = block; k < min(block + kChannelBlock, k_end); k += kLane) {
-        const TileOutput out{job.output.at(strip.n, k, p, q), job.output.stride, min(kLane, k_end - k),
-                             min<int64_t>(kWinogradOutputs, conv.P - p), min<int64_t>(kWinogradOutputs, conv.Q - q)};
-        const Vec<float> bias = job.bias != nullptr ? load_partial(job.bias + k, out.channels) : Vec<float>{};
-        const float* m = products + (strip.first + t) * planes.pitch + k;
-        Vec<float> y[kWinogradOutputs][kWinogradOutputs];
-        transform_both_ways<WinogradTile::output(), false, Vec<float>>(
-            [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(m + (i * kWinogradSize + j) * planes.plane); },
-            [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
-              probe += value - value;  // zero, unless it is not finite
-              y[i][j] = max_or_second(floor, value + bias);
-            });
-        write_tile_output(y, out);
+  Vec<float> probe{};
+  for (int64_t index = chunk.begin; index < chunk.end; ++index) {
+    const Strip strip(job.plan, index);
+    const int64_t p = strip.row * kWinogradOutputs;
+    for (int64_t block = part.begin; block < part.end; block += kChannelBlock) {
+      for (int64_t t = 0; t < strip.tiles; ++t) {
+        const int64_t q = (strip.column + t) * kWinogradOutputs;
+        for (int64_t k = block; k < min(block + kChannelBlock, part.end); k += kLane) {
+          const TileOutput out{job.output.at(strip.n, k, p, q), job.output.stride, min(kLane, part.end - k),
+                               min<int64_t>(kWinogradOutputs, conv.P - p), min<int64_t>(kWinogradOutputs, conv.Q - q)};
+          const Vec<float> bias = job.bias != nullptr ? load_partial(job.bias + k, out.channels) : Vec<float>{};
+          const float* m = products + (strip.number - chunk.first + t) * planes.pitch + k - part.begin;
+          Vec<float> y[kWinogradOutputs][kWinogradOutputs];
+          transform_both_ways<WinogradTile::output(), false, Vec<float>>(
+              [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(m + (i * kWinogradSize + j) * planes.plane); },
+              [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
+                probe += value - value;  // zero, unless it is not finite
+                y[i][j] = max_or_second(floor, value + bias);
+              });
+          write_tile_output(y, out);
+        }
       }
     }
   }
   return !any_lane(probe != Vec<float>{});
 }
 
-static bool winograd_plan(const WinogradConv& conv, WinogradPlan* plan) {
-  constexpr int64_t kFewTiles = 96;
-  if (conv.C < 16 || conv.K < 16 || conv.P < 3 || conv.Q < 3 || conv.N == 0) return false;
-  cut_tiles(conv, kFewTiles, plan);
-  const DepthBlocks blocks(conv.C);
+static bool winograd_forward(const WinogradJob& job, int64_t task, float* base) {
+  const WinogradPlan& plan = job.plan;
+  const int64_t begin = task / plan.parts * plan.chunk;
+  const Chunk chunk(plan, begin, min(begin + plan.chunk, plan.strips));
+  const PlanPart part(job.conv, plan, task % plan.parts);
+  WinogradMemory memory;
+  memory.assign(job.conv, plan, 0, base);
+  transform_source(job.conv, plan, job.source, chunk, memory.source, memory.staged);
+  multiply_chunk(job, chunk, part, memory);
+  return write_chunk(job, chunk, part, memory.product);
+}
+
+static bool winograd_plan(const WinogradConv& conv, int64_t threads, WinogradPlan* plan) {
+  // A chunk takes some 1.5 MB; with many channels it is kFewTiles, so that the weights, which it reads all, are not
+  // read too often.
+  constexpr int64_t kChunkBytes = int64_t{3} << 19, kFewTiles = 96;
+  if (!winograd_pays(conv)) return false;
+  cut_tiles(conv, plan);
+  const int64_t tile_bytes = kWinogradElements * (conv.C + conv.K) * static_cast<int64_t>(sizeof(float));
+  const int64_t all_tiles = conv.N * plan->tile_rows * plan->tile_columns;
+  int64_t tiles = max(kChunkBytes / tile_bytes, kFewTiles);
+  // Threads share the tiles or, where there are fewer tiles than channels, the channels.
+  if (all_tiles >= conv.K) tiles = min(tiles, ceil_div(all_tiles, threads));
+  cut_chunks(plan->strips, tiles, plan);
+  plan->slices = ceil_div(plan->strips, plan->chunk);
+  cut_parts(ceil_div(threads, plan->slices), plan);
   // Weights that only one chunk uses are transformed by the task that uses them, and stay in its cache.
-  plan->packed_weight = plan->chunks > 1 ? packed_block(conv, plan->weight_panels, 0) : 0;
-  plan->multiply_floats = plan->chunks > 1 ? 0 : kWinogradElements * element_pitch(blocks.depth);
+  const int64_t own = plan->slices > 1 ? 0 : kWinogradElements * element_pitch(DepthBlocks(conv.C).depth);
+  plan->shared_floats = plan->slices > 1 ? packed_block(conv, plan->panels, 0) : 0;
+  plan->task_floats = WinogradMemory().assign(conv, *plan, own, nullptr);
   return true;
 }
 

@@ -14,36 +14,32 @@ using WinogradTile = Winograd<kWinogradOutputs, kWinogradTaps>;
 
 // Channels transformed together: whole cache lines of the transformed tiles are written and read.
 constexpr int64_t kChannelBlock = 2 * kLanes<float>;
-// Channels of a task of a transform.
-constexpr int64_t kTransformChannels = 64;
 // Tiles of a strip at most: its 6 rows of kChannelBlock staged channels stay in L1.
 constexpr int64_t kStripTiles = 16;
 
 // The tiles of one strip.
 struct Strip {
   int64_t n, row, column, tiles;  // image, tile row, first tile column, count
-  int64_t first;                  // number of its first tile within the chunk
+  int64_t number;                 // of its first tile, of all images
 
-  Strip(const WinogradPlan& plan, int64_t chunk, int64_t index) {
-    const int64_t begin = chunk * plan.chunk, at = begin + index;
-    n = at / plan.strips_per_row / plan.tile_rows;
-    row = at / plan.strips_per_row % plan.tile_rows;
-    column = at % plan.strips_per_row * plan.strip;
-    tiles = min(plan.strip, plan.tile_columns - column);
-    first = tile_number(plan, at) - tile_number(plan, begin);
-  }
-  static int64_t tile_number(const WinogradPlan& plan, int64_t strip) {
-    return strip / plan.strips_per_row * plan.tile_columns + strip % plan.strips_per_row * plan.strip;
-  }
+  Strip(const WinogradPlan& plan, int64_t strip)
+      : n(strip / plan.strips_per_row / plan.tile_rows),
+        row(strip / plan.strips_per_row % plan.tile_rows),
+        column(strip % plan.strips_per_row * plan.strip),
+        tiles(min(plan.strip, plan.tile_columns - column)),
+        number(strip / plan.strips_per_row * plan.tile_columns + column) {}
 };
 
-static inline int64_t chunk_strips(const WinogradPlan& plan, int64_t chunk) {
-  return min(plan.chunk, plan.strips - chunk * plan.chunk);
-}
-static inline int64_t chunk_tiles(const WinogradPlan& plan, int64_t chunk) {
-  const int64_t begin = chunk * plan.chunk;
-  return Strip::tile_number(plan, begin + chunk_strips(plan, chunk)) - Strip::tile_number(plan, begin);
-}
+// Strips [begin, end), transformed at one time, and their tiles.
+struct Chunk {
+  int64_t begin, end, first, tiles;
+
+  Chunk(const WinogradPlan& plan, int64_t begin, int64_t end)
+      : begin(begin),
+        end(end),
+        first(Strip(plan, begin).number),
+        tiles(begin == end ? 0 : Strip(plan, end - 1).number + Strip(plan, end - 1).tiles - first) {}
+};
 
 // Transformed tiles [element][tile][channel]: pitches of a tile and of an element. Neither is a multiple of a large
 // power of two, else a product's rows, or the elements of a tile, would fall into a few sets of L1.
@@ -82,11 +78,11 @@ static void stage_transposed(const float* from, int64_t channel, int64_t channel
 
 // A strip's source rows, `channels` of them from c, with padding: in place if all of it lies inside and whole registers
 // of channels are neighbours, else copied to `staged`.
-static TileSource stage_strip(View<const float> source, int64_t H, int64_t W, const Strip& strip, int64_t top,
-                              int64_t left, int64_t rows, int64_t columns, int64_t c, int64_t channels, float* staged) {
+static TileSource stage_strip(View<const float> source, int64_t H, int64_t W, int64_t n, int64_t top, int64_t left,
+                              int64_t rows, int64_t columns, int64_t c, int64_t channels, float* staged) {
   if (source.stride.c == 1 && channels % kLanes<float> == 0 && top >= 0 && left >= 0 && top + rows <= H &&
       left + columns <= W) {
-    return {source.at(strip.n, c, top, left), source.stride.h, source.stride.w};
+    return {source.at(n, c, top, left), source.stride.h, source.stride.w};
   }
   const Range inside = window_taps(left, columns, 1, W);
   const int64_t count = inside.end - inside.begin;
@@ -104,7 +100,7 @@ static TileSource stage_strip(View<const float> source, int64_t H, int64_t W, co
     if (channels < kChannelBlock) clear(inside.begin, inside.end);
     clear(0, inside.begin);
     clear(inside.end, columns);
-    const float* from = source.at(strip.n, c, top + i, left + inside.begin);
+    const float* from = source.at(n, c, top + i, left + inside.begin);
     to += inside.begin * kChannelBlock;
     if (source.stride.w == 1) {
       stage_transposed(from, source.stride.c, channels, count, to);
@@ -122,78 +118,103 @@ static TileSource stage_strip(View<const float> source, int64_t H, int64_t W, co
   return {staged, columns * kChannelBlock, kChannelBlock};
 }
 
-// kMatrix d kMatrix^T of a strip's tiles, whose first row and column of pixels are `top` and `left` in the source.
+// kMatrix d kMatrix^T of a chunk's tiles, channels [begin, end) of an H x W source whose tile (0, 0) starts at (top,
+// left); to transformed, from channel 0.
 template <auto kMatrix>
-static void transform_strip(View<const float> source, int64_t H, int64_t W, const Strip& strip, int64_t top,
-                            int64_t left, int64_t c_begin, int64_t c_end, const TilePlanes& planes, float* transformed,
-                            float* staged) {
+static void transform_tiles(View<const float> source, int64_t H, int64_t W, int64_t top, int64_t left, int64_t begin,
+                            int64_t end, const WinogradPlan& plan, const Chunk& chunk, const TilePlanes& planes,
+                            float* transformed, float* staged) {
   constexpr int kIn = kMatrix.kColumns;
-  const int64_t columns = (strip.tiles - 1) * kWinogradOutputs + kIn;
-  for (int64_t c = c_begin; c < c_end; c += kChannelBlock) {
-    const int64_t channels = min(kChannelBlock, c_end - c);
-    const TileSource from = stage_strip(source, H, W, strip, top, left, kIn, columns, c, channels, staged);
-    for (int64_t t = 0; t < strip.tiles; ++t) {
-      for (int64_t v = 0; v < channels; v += kLanes<float>) {
-        const float* x = from.data + t * kWinogradOutputs * from.pixel + v;
-        float* to = transformed + (strip.first + t) * planes.pitch + c + v;
-        transform_both_ways<kMatrix, true, Vec<float>>(
-            [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(x + i * from.row + j * from.pixel); },
-            [&](int i, int j, Vec<float> value)
-                CNNFAST_INLINE_LAMBDA { store_vec(to + (i * kWinogradSize + j) * planes.plane, value); });
+  for (int64_t index = chunk.begin; index < chunk.end; ++index) {
+    const Strip strip(plan, index);
+    const int64_t columns = (strip.tiles - 1) * kWinogradOutputs + kIn;
+    for (int64_t c = begin; c < end; c += kChannelBlock) {
+      const int64_t channels = min(kChannelBlock, end - c);
+      const TileSource from = stage_strip(source, H, W, strip.n, top + strip.row * kWinogradOutputs,
+                                          left + strip.column * kWinogradOutputs, kIn, columns, c, channels, staged);
+      for (int64_t t = 0; t < strip.tiles; ++t) {
+        for (int64_t v = 0; v < channels; v += kLanes<float>) {
+          const float* x = from.data + t * kWinogradOutputs * from.pixel + v;
+          float* to = transformed + (strip.number - chunk.first + t) * planes.pitch + c - begin + v;
+          transform_both_ways<kMatrix, true, Vec<float>>(
+              [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(x + i * from.row + j * from.pixel); },
+              [&](int i, int j, Vec<float> value)
+                  CNNFAST_INLINE_LAMBDA { store_vec(to + (i * kWinogradSize + j) * planes.plane, value); });
+        }
       }
     }
   }
 }
 
-static void winograd_transform_source(const WinogradConv& conv, const WinogradPlan& plan, View<const float> source,
-                                      int64_t chunk, int64_t task, float* transformed, float* scratch) {
-  const Strip strip(plan, chunk, task / plan.source_tasks);
-  const int64_t c = task % plan.source_tasks * kTransformChannels;
-  transform_strip<WinogradTile::input()>(source, conv.H, conv.W, strip, strip.row * kWinogradOutputs - conv.pad_top,
-                                         strip.column * kWinogradOutputs - conv.pad_left, c,
-                                         min(c + kTransformChannels, conv.C), TilePlanes(conv.C, plan.chunk_tiles),
-                                         transformed, scratch);
+static void transform_source(const WinogradConv& conv, const WinogradPlan& plan, View<const float> source,
+                             const Chunk& chunk, float* transformed, float* staged) {
+  transform_tiles<WinogradTile::input()>(source, conv.H, conv.W, -conv.pad_top, -conv.pad_left, 0, conv.C, plan, chunk,
+                                         TilePlanes(conv.C, plan.chunk_tiles), transformed, staged);
 }
 
-// What a task of the products multiplies: where several chunks use the same weights (or sums), an element and some
-// panels of K; where there is one chunk, a panel and all elements.
-constexpr int64_t kProductPanels = max<int64_t>(64 / kPanelWidth<float>, 1);
-static inline int64_t product_parts(const WinogradPlan& plan) { return ceil_div(plan.weight_panels, kProductPanels); }
+// The output channels of a task.
+struct PlanPart {
+  int64_t panel_begin, panel_end;  // panels
+  int64_t begin, end;              // channels
 
-struct ProductTask {
-  int64_t element_begin = 0, element_end = kWinogradElements, panel_begin, panel_end;
+  PlanPart(const WinogradConv& conv, const WinogradPlan& plan, int64_t part)
+      : panel_begin(part * plan.panels / plan.parts),
+        panel_end((part + 1) * plan.panels / plan.parts),
+        begin(panel_begin * kPanelWidth<float>),
+        end(min(conv.K, panel_end * kPanelWidth<float>)) {}
+};
 
-  ProductTask(const WinogradPlan& plan, int64_t task) : panel_begin(task), panel_end(task + 1) {
-    if (plan.chunks == 1) return;
-    const int64_t parts = product_parts(plan), part = task % parts;
-    element_begin = task / parts;
-    element_end = element_begin + 1;
-    panel_begin = part * plan.weight_panels / parts;
-    panel_end = (part + 1) * plan.weight_panels / parts;
+// A task's memory.
+struct WinogradMemory {
+  float *source, *product, *staged, *shared;
+
+  // Returns the floats it takes.
+  int64_t assign(const WinogradConv& conv, const WinogradPlan& plan, int64_t own_shared, float* base) {
+    int64_t used = 0;
+    const auto take = [&](float*& pointer, int64_t count) {
+      pointer = base == nullptr ? nullptr : base + used;
+      used += round_up(count, 16);
+    };
+    take(source, TilePlanes(conv.C, plan.chunk_tiles).floats());
+    take(product, TilePlanes(plan.part_panels * kPanelWidth<float>, plan.chunk_tiles).floats());
+    take(staged, kWinogradSize * (plan.strip * kWinogradOutputs + kWinogradTaps - 1) * kChannelBlock);
+    take(shared, own_shared);
+    return used;
   }
 };
 
-// The part of a plan that every use of the tiles shares. A chunk's transformed tiles, of source and products, take some
-// 1.5 MB; with many channels they are `few_tiles`, so that what they meet in the products is not read too often.
-static void cut_tiles(const WinogradConv& conv, int64_t few_tiles, WinogradPlan* plan) {
-  constexpr int64_t kChunkBytes = int64_t{3} << 19;
+// Whether Winograd takes less time than summing directly, counted in multiply-adds: as many as a core does meanwhile, a
+// transform takes kTile for a channel of a tile, kKernel for the weights (or sums) of a pair of channels. Measured on
+// Zen 4, where direct sums reach 80 % of the speed of Winograd's products.
+static bool winograd_pays(const WinogradConv& conv) {
+  constexpr double kTile = 800, kKernel = 300, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
+  const double pairs = static_cast<double>(conv.C) * static_cast<double>(conv.K);
+  const double pixels = static_cast<double>(conv.N * conv.P * conv.Q);
+  const double tiles =
+      static_cast<double>(conv.N * ceil_div(conv.P, kWinogradOutputs) * ceil_div(conv.Q, kWinogradOutputs));
+  return tiles * (kWinogradElements * pairs + kTile * static_cast<double>(conv.C + conv.K)) + kKernel * pairs <
+         kDirect * pixels * pairs;
+}
+
+// The strips, and chunks of `chunk_tiles` or so.
+static void cut_tiles(const WinogradConv& conv, WinogradPlan* plan) {
   plan->tile_rows = ceil_div(conv.P, kWinogradOutputs);
   plan->tile_columns = ceil_div(conv.Q, kWinogradOutputs);
   plan->strip = even_part(plan->tile_columns, kStripTiles);
   plan->strips_per_row = ceil_div(plan->tile_columns, plan->strip);
   plan->strips = conv.N * plan->tile_rows * plan->strips_per_row;
-  const int64_t tile_bytes = kWinogradElements * (conv.C + conv.K) * static_cast<int64_t>(sizeof(float));
-  const int64_t tiles = max(kChunkBytes / tile_bytes, few_tiles);
-  plan->chunk = even_part(plan->strips, max(tiles / plan->strip, int64_t{1}));
-  plan->chunks = ceil_div(plan->strips, plan->chunk);
+  plan->panels = ceil_div(conv.K, kPanelWidth<float>);
+}
+
+static void cut_chunks(int64_t strips, int64_t tiles, WinogradPlan* plan) {
+  plan->chunk = even_part(strips, max(tiles / plan->strip, int64_t{1}));
   plan->chunk_tiles = plan->chunk * plan->strip;
-  plan->weight_panels = ceil_div(conv.K, kPanelWidth<float>);
-  plan->source_floats = TilePlanes(conv.C, plan->chunk_tiles).floats();
-  plan->product_floats = TilePlanes(conv.K, plan->chunk_tiles).floats();
-  plan->scratch_floats = kWinogradSize * (plan->strip * kWinogradOutputs + kWinogradTaps - 1) * kChannelBlock;
-  plan->source_tasks = ceil_div(conv.C, kTransformChannels);
-  plan->product_tasks = ceil_div(conv.K, kTransformChannels);
-  plan->multiply_tasks = plan->chunks > 1 ? kWinogradElements * product_parts(*plan) : plan->weight_panels;
+}
+
+static void cut_parts(int64_t parts, WinogradPlan* plan) {
+  plan->parts = min(max(parts, int64_t{1}), plan->panels);
+  plan->part_panels = ceil_div(plan->panels, plan->parts);
+  plan->tasks = plan->slices * plan->parts;
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
