@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cnnfast.testing import DTYPES, LAYOUTS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
+pytestmark = pytest.mark.usefixtures("direct_sums")
+
 ops = torch.ops.cnnfast
 
 ISAS: list[str] = json.loads(ops.cpu_info())["supported"]

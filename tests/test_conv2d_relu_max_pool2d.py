@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cnnfast.testing import Case, assert_within, cases, make_tensors, reference
 
+pytestmark = pytest.mark.usefixtures("direct_sums")
+
 OP = "conv2d_relu_max_pool2d"
 CLIPPED = 255
 POOLS: list[dict[str, Any]] = [

@@ -1,5 +1,5 @@
-"""Small integers, on which every sum is exact (Winograd's too: it halves twice at most): results must
-equal the reference's to the last bit.
+"""Small integers, on which every sum is exact (that of Winograd F(2x2, 3x3), too: it halves twice at most): results
+must equal the reference's to the last bit.
 
 Which element wins a tie, and that ReLU passes no gradient at 0, is part of that: integers tie often.
 """
@@ -13,6 +13,8 @@ import torch
 from calls import forward_backward, ours
 
 from cnnfast.testing import CASES, DTYPES, LAYOUTS, Case, Reference, cases, make_tensors, random_tensor, reference
+
+pytestmark = pytest.mark.usefixtures("direct_sums")
 
 
 def _is_exact(case: Case) -> bool:
