@@ -42,7 +42,7 @@ def _torchvision() -> Callable[..., nn.Module]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(name: str, size: int = SIZE) -> nn.Module:
+def _model(name: str) -> nn.Module:
     """With random weights; its BatchNorm statistics are of random images, so that what evaluation returns is finite."""
     make = _torchvision()
     torch.manual_seed(0)
@@ -52,19 +52,19 @@ def _model(name: str, size: int = SIZE) -> nn.Module:
         norm.momentum, usual = 1.0, norm.momentum
     if norms:
         with torch.no_grad():
-            model(torch.randn(IMAGES, 3, size, size))
+            model(torch.randn(IMAGES, 3, SIZE, SIZE))
     for norm in norms:
         norm.momentum = usual
     return model
 
 
 @functools.lru_cache(maxsize=1)  # one work in several layouts has one reference
-def work_of(name: str, batch: int, mode: str, fuse: bool = True, size: int = SIZE) -> Work:
+def work_of(name: str, batch: int, mode: str, fuse: bool = True) -> Work:
     """The model and its conversion, each with parameters of its own: a training step changes them."""
-    plain = _model(name, size)
+    plain = _model(name)
     ours = cnnfast.convert(copy.deepcopy(plain), fuse=fuse, inplace=True)
     torch.manual_seed(1)
-    images, target = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
+    images, target = torch.randn(batch, 3, SIZE, SIZE), torch.randint(CLASSES, (batch,))
     return Work(ours, plain, images, mode, target=target, optimizer=sgd, one_gradient=True)
 
 

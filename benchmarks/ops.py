@@ -65,5 +65,6 @@ def cases(options: Options) -> Iterator[Case | Row]:
         for layout in layouts[: 1 if layer.input[1] == 1 else None]:
             for mode in (FORWARD, BACKWARD):
                 yield case_of(layer.op, layer.label, work_of(layer, mode).in_layout(layout), options)
-    for mode in (FORWARD, BACKWARD):
-        yield case_of("Cost of a call", SMALLEST.label, work_of(SMALLEST, mode), options)
+    if options.wants("Cost of a call", SMALLEST.label):
+        for mode in (FORWARD, BACKWARD):
+            yield case_of("Cost of a call", SMALLEST.label, work_of(SMALLEST, mode), options)

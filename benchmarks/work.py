@@ -132,6 +132,7 @@ def _backward(model: nn.Module, work: Work, x: Tensor) -> Runner:
     """The gradients alone: the graph of one forward is kept and gone through at each call."""
     x = x.detach().requires_grad_(work.input_gradient)
     wanted = _wanted(model, work, x)
+    torch.manual_seed(SEED)
     output = model(x)
     grad = _gradient_like(output.detach(), x.dtype)
 
