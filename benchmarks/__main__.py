@@ -26,8 +26,9 @@ _NETWORKS = {name: functools.partial(networks.cases, name) for name in networks.
 _ALL = {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases, **_NETWORKS, "models": models.cases}
 SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": _ALL, "cuda": _ALL}
 GROUPS = {"layers": tuple(_NETWORKS), "all": tuple(_ALL)}
-# Of the suites whose rows can be chosen by --only.
-CHOOSABLE = ("ops", "models", *_NETWORKS)
+# What takes --batch and --only.
+SIZABLE = (*_NETWORKS, "models")
+CHOOSABLE = ("ops", *SIZABLE)
 BUDGETS = {"lecture": Budget(seconds=2.0), "small": Budget(seconds=0.7), "models": Budget(seconds=2.0, fewest=5)}
 QUICK_BUDGETS = {"lecture": Budget(seconds=1.0)}
 # Of the other suites, whose rows are many.
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/local", help="folder of the results")
     parser.add_argument("--rivals", help=f"comma-separated; all by default: {','.join(RIVALS)}")
-    parser.add_argument("--batch", type=int, help="images, in the suites of networks' layers and in `models`")
+    parser.add_argument("--batch", type=int, help=f"images, in {', '.join(SIZABLE)}")
     parser.add_argument("--only", default="", metavar="REGEX", help=f"rows that match, in {', '.join(CHOOSABLE)}")
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the Markdown of a result instead of running")
     parser.add_argument("--readme", type=Path, help="with --report: write it between this file's markers instead")
@@ -65,8 +66,9 @@ def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.error(f"--rivals: must be among {','.join(RIVALS)}, but got {','.join(sorted(unknown))}")
     if arguments.batch is not None and arguments.batch < 1:
         parser.error(f"--batch: must be at least 1, but got batch={arguments.batch}")
-    if arguments.only and not set(_suites(arguments.suite)) <= set(CHOOSABLE):
-        parser.error(f"--only: --suite must be among {','.join(CHOOSABLE)}, but got {arguments.suite}")
+    for name, takers in (("batch", SIZABLE), ("only", CHOOSABLE)):
+        if getattr(arguments, name) and not set(_suites(arguments.suite)) <= set(takers):
+            parser.error(f"--{name}: --suite must be among {','.join(takers)}, but got {arguments.suite}")
     try:
         re.compile(arguments.only)
     except re.error as error:

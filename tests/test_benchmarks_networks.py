@@ -315,7 +315,14 @@ def test_copies_are_timed():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch", "0"], ["--only", "("], ["--only", "3x3", "--suite", "lecture"], ["--suite", "resnet"]]
+    "arguments",
+    [
+        ["--batch", "0"],
+        ["--only", "("],
+        ["--only", "3x3", "--suite", "lecture"],
+        ["--batch", "8", "--suite", "ops"],
+        ["--suite", "resnet"],
+    ],
 )
 def test_nonsense_on_the_command_line_is_refused(arguments: list[str], capsys):
     suite = [] if "--suite" in arguments else ["--suite", "resnet50"]
