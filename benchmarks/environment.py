@@ -164,6 +164,8 @@ def close(metadata: dict[str, Any]) -> None:
     peak, share = probe(metadata["threads"])
     if metadata["device"] == "cuda":
         peak = gpu.matmul_rate(allow_tf32()) / 1e9
+    else:
+        metadata["copy_gb_per_s"] = max(metadata["copy_gb_per_s"], copy_bandwidth(metadata["threads"]))
     metadata["peak_gflops"]["end"], metadata["processor_share"]["end"] = peak, share
     # A rival may have brought an OpenMP runtime of its own; more than one makes everybody slower.
     files = info.openmp_runtimes()

@@ -53,6 +53,8 @@ def _intensity(row: Row) -> float:
 
 
 def _roof(axis: Any, rows: list[Row], peak: float, bandwidth: float) -> None:
+    from matplotlib import ticker
+
     ridge = peak / bandwidth
     left, right = min(*map(_intensity, rows), ridge) / 2, max(*map(_intensity, rows), ridge) * 2
     axis.plot([left, ridge, right], [left * bandwidth, peak, peak], color="black", linewidth=1)
@@ -62,9 +64,10 @@ def _roof(axis: Any, rows: list[Row], peak: float, bandwidth: float) -> None:
         xscale="log", yscale="log", xlabel="operations for each byte of input, weight and output", ylabel="GFLOP/s"
     )
     for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        scale.set_minor_locator(ticker.NullLocator())
         scale.set_major_formatter("{x:g}")
-        scale.set_minor_formatter("{x:g}")
-        scale.set_tick_params(which="both", labelsize=7)
+        scale.set_tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
