@@ -1,6 +1,7 @@
 # Everything from a bare clone, in a virtual environment of its own:
 #
 #   make bench       train the lecture's network with cnnfast and with torch, then the benchmarks
+#   make bench-layers, bench-models   the layers of well-known networks, whole models: a quarter of an hour each
 #   make test        the Python and the C++ tests
 #   make test-full   the slow ones: sanitizers, other instruction sets, the wheel, long random tests
 #   make gpu-check   on a machine with a GPU: build, test and sanitize the CUDA kernels with the Python that is there
@@ -30,7 +31,7 @@ later := $(VENV)-later/.torch-$(LATER_TORCH)
 # Libraries that torch has loaded before cnnfast's are. A second OpenMP runtime in the process would cost speed.
 of_torch := --exclude "libtorch*" --exclude "libcudart*" --exclude "libgomp*"
 
-.PHONY: bench test test-full wheel wheel-later sdist-later gpu-check ptx lint format clean
+.PHONY: bench bench-layers bench-models test test-full wheel wheel-later sdist-later gpu-check ptx lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch-$(TORCH):
@@ -45,6 +46,15 @@ $(installed): $(VENV)/.torch-$(TORCH) $(sources)
 bench: $(installed)
 	$(bin)/python -m cnnfast.train --backend both --data digits --epochs 3
 	$(bin)/python -m benchmarks
+
+bench-layers: $(installed)
+	$(bin)/python -m benchmarks --suite layers
+
+# torchvision goes with the later torch.
+bench-models: wheel $(later)
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet --force-reinstall --no-deps build/wheel/repaired/*.whl
+	$(later_bin)/python -m $(PIP_INSTALL) --quiet "cnnfast[bench]" torchvision==$(LATER_TORCHVISION)
+	$(later_bin)/python -m benchmarks --suite models
 
 test: $(installed) cpp-default
 	$(bin)/python -m pytest -m "not long"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import re
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from . import environment, gpu, lecture, ops, plot, report, small
-from .case import Case, measure
+from . import environment, gpu, lecture, models, networks, ops, plot, report, roofline, small
+from .case import Case, NotInstalled, measure
 from .results import Result, Row, load, save
 from .rivals import RIVALS
 from .suites import Options, Suite
@@ -21,24 +22,29 @@ from .timing import Budget
 
 ROOT = Path(__file__).parent.parent
 # A device's suites; a device without any is refused.
-_ALL = {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases}
+_NETWORKS = {name: functools.partial(networks.cases, name) for name in networks.NETWORKS}
+_ALL = {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases, **_NETWORKS, "models": models.cases}
 SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": _ALL, "cuda": _ALL}
-BUDGETS = {"lecture": Budget(seconds=2.0), "small": Budget(seconds=0.7), "ops": Budget(seconds=0.5)}
-QUICK_BUDGETS = {
-    "lecture": Budget(seconds=1.0),
-    "small": Budget(seconds=0.3, fewest=5),
-    "ops": Budget(seconds=0.3, fewest=5),
-}
+GROUPS = {"layers": tuple(_NETWORKS), "all": tuple(_ALL)}
+# What takes --batch and --only.
+SIZABLE = (*_NETWORKS, "models")
+CHOOSABLE = ("ops", *SIZABLE)
+BUDGETS = {"lecture": Budget(seconds=2.0), "small": Budget(seconds=0.7), "models": Budget(seconds=2.0, fewest=5)}
+QUICK_BUDGETS = {"lecture": Budget(seconds=1.0)}
+# Of the other suites, whose rows are many.
+BUDGET, QUICK_BUDGET = Budget(seconds=0.5), Budget(seconds=0.3, fewest=5)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", choices=["lecture", "small", "ops", "all"], default="lecture")
+    parser.add_argument("--suite", choices=[*_ALL, *GROUPS], default="lecture")
     parser.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: under 2 minutes")
     parser.add_argument("--threads", type=int, help="torch's and the rivals' threads; 2 by default, or all if fewer")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/local", help="folder of the results")
     parser.add_argument("--rivals", help=f"comma-separated; all by default: {','.join(RIVALS)}")
+    parser.add_argument("--batch", type=int, help=f"images, in {', '.join(SIZABLE)}")
+    parser.add_argument("--only", default="", metavar="REGEX", help=f"rows that match, in {', '.join(CHOOSABLE)}")
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the Markdown of a result instead of running")
     parser.add_argument("--readme", type=Path, help="with --report: write it between this file's markers instead")
     return parser
@@ -58,7 +64,20 @@ def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     rivals = by_default if arguments.rivals is None else [r for r in arguments.rivals.split(",") if r]
     if unknown := set(rivals) - set(RIVALS):
         parser.error(f"--rivals: must be among {','.join(RIVALS)}, but got {','.join(sorted(unknown))}")
-    return Options(arguments.quick, threads, rivals, device)
+    if arguments.batch is not None and arguments.batch < 1:
+        parser.error(f"--batch: must be at least 1, but got batch={arguments.batch}")
+    for name, takers in (("batch", SIZABLE), ("only", CHOOSABLE)):
+        if getattr(arguments, name) and not set(_suites(arguments.suite)) <= set(takers):
+            parser.error(f"--{name}: --suite must be among {','.join(takers)}, but got {arguments.suite}")
+    try:
+        re.compile(arguments.only)
+    except re.error as error:
+        parser.error(f"--only: must be a regular expression, but got {arguments.only!r}: {error}")
+    return Options(arguments.quick, threads, rivals, device, arguments.batch, arguments.only)
+
+
+def _suites(name: str) -> tuple[str, ...]:
+    return GROUPS.get(name, (name,))
 
 
 def run(suite: str, options: Options) -> Result:
@@ -69,7 +88,7 @@ def run(suite: str, options: Options) -> Result:
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True  # the rivals' best case: shapes do not change
         stopwatch = gpu.GpuStopwatch()
-    budget = (QUICK_BUDGETS if options.quick else BUDGETS)[suite]
+    budget = QUICK_BUDGETS.get(suite, QUICK_BUDGET) if options.quick else BUDGETS.get(suite, BUDGET)
     for item in _progress(SUITES[options.device][suite](options), suite):
         result.rows.append(item if isinstance(item, Row) else measure(item, budget, stopwatch))
     environment.close(result.metadata)
@@ -94,10 +113,12 @@ def _write(result: Result, folder: Path) -> None:
     save(result, folder / f"{stem}.json")
     pictures = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     drawn = plot.draw(result, pictures)
+    roofs = [folder / f"{stem}.roofline.png", folder / f"{stem}.roofline.svg"]
+    roof = ", .roofline.png, .roofline.svg" if roofline.draw(result, roofs) else ""
     (folder / f"{stem}.md").write_text(report.markdown(result, pictures[1].name if drawn else None))
     print(
         f"\nWritten to {folder}: {stem}.json, .md"
-        + (", .png, .svg" if drawn else "; no plot: matplotlib is not installed")
+        + (f", .png, .svg{roof}" if drawn else "; no plot: matplotlib is not installed")
     )
 
 
@@ -126,14 +147,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     failures: list[str] = []
-    for suite in SUITES[options.device] if arguments.suite == "all" else [arguments.suite]:
-        result = run(suite, options)
+    skipped: list[str] = []
+    for suite in _suites(arguments.suite):
+        try:
+            result = run(suite, options)
+        except NotInstalled as missing:
+            skipped.append(suite)
+            print(f"benchmarks: the suite {suite} is skipped: {missing}", file=sys.stderr)
+            continue
         report.show(result)
         _write(result, arguments.out)
         failures += result.own_failures
     for failure in failures:
         print(f"cnnfast: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures else 2 if [arguments.suite] == skipped else 0
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Case:
         reference: the expected outputs, by name, in float64; names that start with "grad" are gradients.
         gflop: dense work of one call in 1e9 operations, or None where the count says nothing.
         output_limit, gradient_limit: relative distance from the reference up to which a result counts as right.
+        gbyte, mode, layout: the row's.
     """
 
     section: str
@@ -63,10 +64,14 @@ class Case:
     reference: Callable[[], dict[str, Tensor]]
     output_limit: float = OUTPUT_LIMIT
     gradient_limit: float = GRADIENT_LIMIT
+    gbyte: float | None = None
+    mode: str = ""
+    layout: str = ""
 
     def row(self) -> Row:
         """The case's row, still without entries."""
-        return Row(self.section, self.name, self.shape, self.batch, "ms", self.gflop)
+        kept = {"gflop": self.gflop, "gbyte": self.gbyte, "mode": self.mode, "layout": self.layout}
+        return Row(self.section, self.name, self.shape, self.batch, "ms", **kept)
 
 
 def discrepancy(

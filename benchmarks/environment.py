@@ -24,10 +24,10 @@ from . import gpu
 from .rivals import describe
 from .suites import Options
 
-__all__ = ["Unavailable", "choose_device", "close", "collect", "cpu_model", "probe"]
+__all__ = ["Unavailable", "choose_device", "close", "collect", "copy_bandwidth", "cpu_model", "probe"]
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL_PACKAGES = ("onnxruntime", "openvino", "onnxscript", "numpy")
+OPTIONAL_PACKAGES = ("onnxruntime", "openvino", "onnxscript", "numpy", "torchvision")
 
 
 class Unavailable(Exception):
@@ -114,12 +114,31 @@ def probe(threads: int, seconds: float = 0.3) -> tuple[float, float]:
     return flops / 1e9, used / (wall * threads)
 
 
+def copy_bandwidth(threads: int, megabytes: int = 128, repeats: int = 10) -> float:
+    """1e9 bytes per second, read and written, of the fastest copy of a tensor that no cache holds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        source = torch.zeros(megabytes << 18)
+        target = torch.empty_like(source)
+        seconds = []
+        for _ in range(1 + repeats):  # the first touches the pages
+            start = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * source.nbytes / min(seconds[1:]) / 1e9
+
+
 def collect(suite: str, options: Options) -> dict[str, Any]:
     """The metadata of a run that begins now; ``close`` completes it."""
     cnnfast.fallbacks(reset=True)
     peak, share = probe(options.threads)
+    about_gpu = None
     if options.device == "cuda":
         peak = gpu.matmul_rate(allow_tf32()) / 1e9
+        about_gpu = gpu.about()
     return {
         "suite": suite,
         "quick": options.quick,
@@ -130,11 +149,12 @@ def collect(suite: str, options: Options) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": options.threads,
         "device": options.device,
-        "gpu": gpu.about() if options.device == "cuda" else None,
+        "gpu": about_gpu,
         "isa": json.loads(torch.ops.cnnfast.cpu_info())["isa"],
         "dtype": "float32",
         "rivals": describe(options.rivals),
         "peak_gflops": {"start": peak},
+        "copy_gb_per_s": about_gpu["copy_gb_per_s"] if about_gpu else copy_bandwidth(options.threads),
         "processor_share": {"start": share},
     }
 
@@ -144,6 +164,8 @@ def close(metadata: dict[str, Any]) -> None:
     peak, share = probe(metadata["threads"])
     if metadata["device"] == "cuda":
         peak = gpu.matmul_rate(allow_tf32()) / 1e9
+    else:
+        metadata["copy_gb_per_s"] = max(metadata["copy_gb_per_s"], copy_bandwidth(metadata["threads"]))
     metadata["peak_gflops"]["end"], metadata["processor_share"]["end"] = peak, share
     # A rival may have brought an OpenMP runtime of its own; more than one makes everybody slower.
     files = info.openmp_runtimes()

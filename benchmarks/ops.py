@@ -3,71 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import nn
-
-import cnnfast
 
 from .case import Case
+from .layer import Layer, conv, work_of
 from .results import Row
 from .suites import Options, case_of
-from .work import BACKWARD, FORWARD, Work
+from .work import BACKWARD, FORWARD
 
-__all__ = ["LAYERS", "Layer", "cases", "work_of"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A labelled call: the module's arguments and the input's shape N C H W; ``quick`` ones are in the quick run."""
-
-    label: str
-    op: str
-    input: tuple[int, int, int, int]
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    quick: bool = False
-
-
-# Ours and torch's for each op, both called with the layer's arguments.
-MODULES: Mapping[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-    "conv2d": (cnnfast.Conv2d, nn.Conv2d),
-    "conv2d_relu": (cnnfast.ConvReLU2d, lambda **arguments: nn.Sequential(nn.Conv2d(**arguments), nn.ReLU())),
-    "conv_transpose2d": (cnnfast.ConvTranspose2d, nn.ConvTranspose2d),
-    "relu": (cnnfast.ReLU, nn.ReLU),
-    "max_pool2d": (cnnfast.MaxPool2d, nn.MaxPool2d),
-    "avg_pool2d": (cnnfast.AvgPool2d, nn.AvgPool2d),
-}
-
-
-def _conv(label: str, op: str, input: tuple[int, int, int, int], filters: int, kernel: Any, **others: Any) -> Layer:
-    quick = others.pop("quick", False)
-    arguments = {"in_channels": input[1], "out_channels": filters, "kernel_size": kernel, **others}
-    return Layer(label, op, input, arguments, quick)
-
+__all__ = ["LAYERS", "cases"]
 
 LAYERS: tuple[Layer, ...] = (
-    _conv("lecture 1->12", "conv2d", (64, 1, 28, 28), 12, 3, padding=1, quick=True),
-    _conv("lecture 12->24", "conv2d", (64, 12, 14, 14), 24, 3, padding=1, quick=True),
-    _conv("lecture 1->12", "conv2d_relu", (64, 1, 28, 28), 12, 3, padding=1),
-    _conv("lecture 12->24", "conv2d_relu", (64, 12, 14, 14), 24, 3, padding=1),
-    _conv("ResNet first 7x7 stride 2, 3->64", "conv2d", (4, 3, 224, 224), 64, 7, stride=2, padding=3, bias=False),
-    _conv("ResNet 3x3, 64->64", "conv2d", (4, 64, 56, 56), 64, 3, padding=1, bias=False, quick=True),
-    _conv("ResNet 3x3 stride 2, 128->128", "conv2d", (4, 128, 56, 56), 128, 3, stride=2, padding=1, bias=False),
-    _conv("ResNet 3x3, 512->512", "conv2d", (4, 512, 7, 7), 512, 3, padding=1, bias=False),
-    _conv("ResNet 1x1, 64->256", "conv2d", (4, 64, 56, 56), 256, 1, bias=False, quick=True),
-    _conv("ResNet 1x1 stride 2, 256->512", "conv2d", (4, 256, 56, 56), 512, 1, stride=2, bias=False),
-    _conv("VGG first 3x3, 3->64", "conv2d_relu", (2, 3, 224, 224), 64, 3, padding=1),
-    _conv("VGG 3x3, 256->256", "conv2d_relu", (2, 256, 28, 28), 256, 3, padding=1, quick=True),
-    _conv("MobileNet depthwise 3x3, 32", "conv2d", (4, 32, 112, 112), 32, 3, padding=1, groups=32, quick=True),
-    _conv("MobileNet depthwise stride 2, 144", "conv2d", (4, 144, 56, 56), 144, 3, stride=2, padding=1, groups=144),
-    _conv("MobileNet 1x1, 16->96", "conv2d", (4, 16, 112, 112), 96, 1, bias=False),
-    _conv("grouped 3x3, 4 x 32->32", "conv2d", (4, 128, 28, 28), 128, 3, padding=1, groups=4),
-    _conv("dilated 3x3, 48->48", "conv2d", (4, 48, 33, 33), 48, 3, padding=2, dilation=2),
-    _conv("odd 5x3, 17->31", "conv2d", (5, 17, 37, 29), 31, (5, 3), padding=(2, 1), quick=True),
-    _conv("DCGAN 4x4 stride 2, 64->32", "conv_transpose2d", (4, 64, 32, 32), 32, 4, stride=2, padding=1, quick=True),
-    _conv("odd 3x3 stride 2, 19->7", "conv_transpose2d", (3, 19, 23, 17), 7, 3, stride=2, output_padding=1),
+    conv("lecture 1->12", "conv2d", (64, 1, 28, 28), 12, 3, padding=1, quick=True),
+    conv("lecture 12->24", "conv2d", (64, 12, 14, 14), 24, 3, padding=1, quick=True),
+    conv("lecture 1->12", "conv2d_relu", (64, 1, 28, 28), 12, 3, padding=1),
+    conv("lecture 12->24", "conv2d_relu", (64, 12, 14, 14), 24, 3, padding=1),
+    conv("ResNet first 7x7 stride 2, 3->64", "conv2d", (4, 3, 224, 224), 64, 7, stride=2, padding=3, bias=False),
+    conv("ResNet 3x3, 64->64", "conv2d", (4, 64, 56, 56), 64, 3, padding=1, bias=False, quick=True),
+    conv("ResNet 3x3 stride 2, 128->128", "conv2d", (4, 128, 56, 56), 128, 3, stride=2, padding=1, bias=False),
+    conv("ResNet 3x3, 512->512", "conv2d", (4, 512, 7, 7), 512, 3, padding=1, bias=False),
+    conv("ResNet 1x1, 64->256", "conv2d", (4, 64, 56, 56), 256, 1, bias=False, quick=True),
+    conv("ResNet 1x1 stride 2, 256->512", "conv2d", (4, 256, 56, 56), 512, 1, stride=2, bias=False),
+    conv("VGG first 3x3, 3->64", "conv2d_relu", (2, 3, 224, 224), 64, 3, padding=1),
+    conv("VGG 3x3, 256->256", "conv2d_relu", (2, 256, 28, 28), 256, 3, padding=1, quick=True),
+    conv("MobileNet depthwise 3x3, 32", "conv2d", (4, 32, 112, 112), 32, 3, padding=1, groups=32, quick=True),
+    conv("MobileNet depthwise stride 2, 144", "conv2d", (4, 144, 56, 56), 144, 3, stride=2, padding=1, groups=144),
+    conv("MobileNet 1x1, 16->96", "conv2d", (4, 16, 112, 112), 96, 1, bias=False),
+    conv("grouped 3x3, 4 x 32->32", "conv2d", (4, 128, 28, 28), 128, 3, padding=1, groups=4),
+    conv("dilated 3x3, 48->48", "conv2d", (4, 48, 33, 33), 48, 3, padding=2, dilation=2),
+    conv("odd 5x3, 17->31", "conv2d", (5, 17, 37, 29), 31, (5, 3), padding=(2, 1), quick=True),
+    conv("DCGAN 4x4 stride 2, 64->32", "conv_transpose2d", (4, 64, 32, 32), 32, 4, stride=2, padding=1, quick=True),
+    conv("odd 3x3 stride 2, 19->7", "conv_transpose2d", (3, 19, 23, 17), 7, 3, stride=2, output_padding=1),
     Layer("lecture 12 channels", "relu", (64, 12, 28, 28), {}, True),
     Layer("ResNet 64 channels", "relu", (4, 64, 112, 112)),
     Layer("lecture 2x2", "max_pool2d", (64, 12, 28, 28), {"kernel_size": 2}, True),
@@ -81,18 +49,7 @@ LAYERS: tuple[Layer, ...] = (
 # A GPU is given as many times the images.
 BATCH_FACTOR = {"cpu": 1, "cuda": 16}
 # So little work that what is timed is the way to the kernel.
-SMALLEST = _conv("3x3, 1->1, one image of 8x8", "conv2d", (1, 1, 8, 8), 1, 3, padding=1, quick=True)
-
-
-def work_of(layer: Layer, mode: str) -> Work:
-    """The layer with random weights and input; the gradient of its input is wanted, as inside a network."""
-    torch.manual_seed(0)
-    make_ours, make_plain = MODULES[layer.op]
-    ours, plain = make_ours(**layer.arguments), make_plain(**layer.arguments)
-    with torch.no_grad():
-        for target, source in zip(plain.parameters(), ours.parameters(), strict=True):
-            target.copy_(source)
-    return Work(ours, plain, torch.randn(layer.input), mode, input_gradient=True)
+SMALLEST = conv("3x3, 1->1, one image of 8x8", "conv2d", (1, 1, 8, 8), 1, 3, padding=1, quick=True)
 
 
 def cases(options: Options) -> Iterator[Case | Row]:
@@ -100,7 +57,7 @@ def cases(options: Options) -> Iterator[Case | Row]:
     options = dataclasses.replace(options, rivals=[rival for rival in options.rivals if rival == "eager"])
     layouts = [torch.contiguous_format] if options.quick else [torch.contiguous_format, torch.channels_last]
     for layer in LAYERS:
-        if options.quick and not layer.quick:
+        if options.quick and not layer.quick or not options.wants(layer.op, layer.label):
             continue
         n, *image = layer.input
         layer = dataclasses.replace(layer, input=(n * BATCH_FACTOR[options.device], *image))
@@ -108,5 +65,6 @@ def cases(options: Options) -> Iterator[Case | Row]:
         for layout in layouts[: 1 if layer.input[1] == 1 else None]:
             for mode in (FORWARD, BACKWARD):
                 yield case_of(layer.op, layer.label, work_of(layer, mode).in_layout(layout), options)
-    for mode in (FORWARD, BACKWARD):
-        yield case_of("Cost of a call", SMALLEST.label, work_of(SMALLEST, mode), options)
+    if options.wants("Cost of a call", SMALLEST.label):
+        for mode in (FORWARD, BACKWARD):
+            yield case_of("Cost of a call", SMALLEST.label, work_of(SMALLEST, mode), options)

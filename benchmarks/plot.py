@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .results import Result, Row
 
-__all__ = ["draw"]
+__all__ = ["COLOURS", "draw", "pyplot_of_files", "save_figure"]
 
 # Okabe and Ito's palette: distinguishable without colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -18,13 +17,9 @@ MOST_ROWS_BESIDE_ANOTHER = 16
 
 def draw(result: Result, paths: Sequence[Path]) -> bool:
     """Draws the timed rows into ``paths`` (.png, .svg); False, with nothing written, without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
+    pyplot = pyplot_of_files()
+    if pyplot is None:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels: dict[str, list[Row]] = {}
     for row in result.rows:
         if row.unit == "ms" and len(row.entries) > 1:
@@ -50,13 +45,31 @@ def draw(result: Result, paths: Sequence[Path]) -> bool:
     )
     figure.suptitle(title, fontsize=11)
     figure.legend(handles, rivals, loc="outside lower center", ncols=len(rivals), frameon=False)
+    save_figure(figure, paths)
+    pyplot.close(figure)
+    return True
+
+
+def pyplot_of_files() -> Any:
+    """matplotlib.pyplot without windows, or None where matplotlib or what it needs is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return None
+    return pyplot
+
+
+def save_figure(figure: Any, paths: Sequence[Path]) -> None:
+    import matplotlib
+
     # Text stays text in the SVG; without its date and random names the same result gives the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnnfast"}):
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
-    return True
 
 
 def _panel(row: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .results import Entry, Result, Row
+from .results import Entry, Result, Row, Standing
 
 __all__ = ["BEGIN", "END", "into_readme", "markdown", "show"]
 
@@ -30,8 +30,18 @@ def _cell(entry: Entry | None) -> str:
     return f"{_figure(entry.median)} ({entry.ratio:.2f}x{', ' + SLOWER if entry.loses else ''})"
 
 
+def _error(row: Row) -> str:
+    """Our error and, in brackets, how many times torch's smaller one it is."""
+    theirs = row.torchs_error
+    if row.ours.error is None or theirs is None:
+        return ""
+    return f"{row.ours.error:.1e}" + (f" ({row.ours.error / theirs:.2f}x)" if theirs else "")
+
+
 def _row(row: Row, rivals: list[str]) -> list[str]:
-    ours = row.ours
+    ours, best = row.ours, row.torchs_best
+    # What does no arithmetic worth counting moves memory.
+    rate = row.gbyte / (ours.median / 1e3) if row.gbyte and ours.median and row.gflop is None else None
     return [
         row.case + (" *" if row.loses else ""),
         row.shape,
@@ -39,23 +49,35 @@ def _row(row: Row, rivals: list[str]) -> list[str]:
         f"{_figure(ours.q3 - ours.q1)}" if ours.measured and row.unit == "ms" else "",
         _figure(ours.gflops) if ours.gflops is not None else "",
         f"{100 * ours.peak_share:.0f} %" if ours.peak_share is not None else "",
+        _figure(rate) if rate is not None else "",
         *(_cell(row.entry(rival)) for rival in rivals),
+        f"{best.ratio:.2f}x" if best is not None else "",
+        _error(row),
     ]
 
 
-def tables(result: Result) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows) of each section, in the order in which the suite made them."""
+def tables(result: Result) -> Iterator[tuple[str, list[str], list[list[str]], list[str]]]:
+    """(title, header, rows, lines below) of each section, in the order in which the suite made them."""
     sections: dict[tuple[str, str], list[Row]] = {}
     for row in result.rows:
         sections.setdefault((row.section, row.unit), []).append(row)
     for (section, unit), rows in sections.items():
         rivals = list(dict.fromkeys(entry.name for row in rows for entry in row.entries[1:]))
-        header = ["case", "input", f"cnnfast, {unit}", "IQR", "GFLOP/s", "of peak", *rivals]
+        header = ["case", "input", f"cnnfast, {unit}", "IQR", "GFLOP/s", "of peak", "GB/s", *rivals]
+        header += ["torch's best", "error (of torch's)"]
         # A case's batches one below the other, cases in the suite's order.
         order = list(dict.fromkeys(row.case for row in rows))
         body = [_row(row, rivals) for row in sorted(rows, key=lambda row: order.index(row.case))]
         used = [i for i in range(len(header)) if i < 3 or any(line[i] for line in body)]
-        yield section, [header[i] for i in used], [[line[i] for i in used] for line in body]
+        below = [_line(standing) for standing in result.standings() if standing.section == section]
+        yield section, [header[i] for i in used], [[line[i] for i in used] for line in body], below
+
+
+def _line(standing: Standing) -> str:
+    return (
+        f"{standing.mode}, {standing.layout}: {standing.geometric_mean:.2f}x of torch's best layout (geometric mean of "
+        f"{standing.rows}), least {standing.least:.2f}x: {standing.least_case}"
+    )
 
 
 def summary(result: Result) -> list[str]:
@@ -81,6 +103,13 @@ def summary(result: Result) -> list[str]:
         f"onnxruntime and OpenVINO the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count "
         "dense work; a dash was skipped.",
     ]
+    if any(row.layout for row in result.rows):
+        notes.append(
+            "torch's best is the faster of its two layouts in each row; the error is the largest against float64, of "
+            "the largest value, beside the smaller of torch's."
+        )
+    if copy := about.get("copy_gb_per_s"):
+        notes.append(f"A copy on as many threads reads and writes {_figure(copy)} GB/s.")
     if about["quick"]:
         notes.append("Quick run: few cases and rounds, no torch.compile.")
     share = min(about["processor_share"].values())
@@ -111,20 +140,22 @@ def show(result: Result) -> None:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        for title, header, body in tables(result):
-            print(f"\n{title}\n{_aligned([header, *body])}")
+        for title, header, body, below in tables(result):
+            print("\n".join([f"\n{title}", _aligned([header, *body]), *below]))
         print("\n" + "\n".join(summary(result)))
         return
     console = Console()
     # A pipe has no width of its own: rich would fold every cell into 80 columns.
     if not console.is_terminal:
         console = Console(width=200)
-    for title, header, body in tables(result):
+    for title, header, body, below in tables(result):
         table = Table(*header, title=title, title_justify="left")
         for line in body:
             style = "red" if line[0].endswith(" *") else None
             table.add_row(*line, style=style)
         console.print(table)
+        if below:
+            console.print("\n".join(below), markup=False, highlight=False)
     console.print("\n".join(summary(result)), markup=False, highlight=False)
 
 
@@ -136,12 +167,14 @@ def _aligned(lines: list[list[str]]) -> str:
 def markdown(result: Result, plot: str | None = None) -> str:
     """The tables and the summary as Markdown; ``plot`` is the address of a picture to show above them."""
     parts = [f"![Speed-up over each rival]({plot})"] if plot else []
-    for title, header, body in tables(result):
+    for title, header, body, below in tables(result):
         rules = ["---" if i < 2 else "---:" for i in range(len(header))]
         lines = [
             "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in line) + " |" for line in body
         ]
         parts.append("\n".join([f"**{title}**", "", "| " + " | ".join(header) + " |", f"|{'|'.join(rules)}|", *lines]))
+        if below:
+            parts.append("\n".join(f"- {line}" for line in below))
     parts.append("\n".join(f"- {note}" for note in summary(result)).replace("and *", r"and \*"))
     return "\n\n".join(parts) + "\n"
 

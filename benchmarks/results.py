@@ -5,15 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MEASURED", "SCHEMA", "STATUSES", "Entry", "Result", "Row", "load", "save"]
+__all__ = [
+    "CHANNELS_LAST",
+    "EAGER",
+    "MEASURED",
+    "SCHEMA",
+    "STATUSES",
+    "Entry",
+    "Result",
+    "Row",
+    "Standing",
+    "load",
+    "save",
+]
 
 SCHEMA = 1
 MEASURED = "measured"
 STATUSES = (MEASURED, "wrong", "not installed", "skipped", "failed")
 UNITS = ("ms", "bytes per image")
+# Torch in its two layouts, as the tables name it.
+EAGER, CHANNELS_LAST = "torch eager", "torch channels_last"
 
 
 @dataclasses.dataclass
@@ -56,7 +71,14 @@ class Entry:
 
 @dataclasses.dataclass
 class Row:
-    """One case; ``entries[0]`` is cnnfast. ``gflop`` is the dense work of one call in 1e9 operations, or None."""
+    """One case; ``entries[0]`` is cnnfast.
+
+    Args:
+        gflop: dense work of one call in 1e9 operations, or None.
+        gbyte: 1e9 bytes of the tensors that one call must read or write, each once, or None.
+        mode: what is computed.
+        layout: ours, in the suites whose rows have torch in both layouts against ours in one; "" elsewhere.
+    """
 
     section: str
     case: str
@@ -65,6 +87,9 @@ class Row:
     unit: str = "ms"
     gflop: float | None = None
     entries: list[Entry] = dataclasses.field(default_factory=list)
+    gbyte: float | None = None
+    mode: str = ""
+    layout: str = ""
 
     @property
     def ours(self) -> Entry:
@@ -76,6 +101,31 @@ class Row:
 
     def entry(self, name: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.name == name), None)
+
+    @property
+    def torchs_best(self) -> Entry | None:
+        """Torch in the layout that was faster, in rows that know ours."""
+        timed = [e for e in self.entries if e.name in (EAGER, CHANNELS_LAST) and e.ratio is not None]
+        return min(timed, key=lambda entry: entry.ratio) if timed and self.layout else None
+
+    @property
+    def torchs_error(self) -> float | None:
+        """The smaller of the errors of torch's two layouts, in rows that know ours."""
+        errors = [e.error for e in self.entries if e.name in (EAGER, CHANNELS_LAST) and e.measured]
+        return min((error for error in errors if error is not None), default=None) if self.layout else None
+
+
+@dataclasses.dataclass
+class Standing:
+    """Where a section's rows of one mode and layout stand: torch's time, in its best layout of each row, over ours."""
+
+    section: str
+    mode: str
+    layout: str
+    rows: int
+    geometric_mean: float
+    least: float
+    least_case: str
 
 
 @dataclasses.dataclass
@@ -90,6 +140,24 @@ class Result:
         for entry in (entry for row in self.rows for entry in row.entries):
             if flops and entry.gflops is not None:
                 entry.peak_share = entry.gflops * 1e9 / flops
+
+    def standings(self) -> list[Standing]:
+        """One for each section, mode and layout of ours, in the rows' order; rows without torch's time do not count."""
+        groups: dict[tuple[str, str, str], dict[str, float]] = {}
+        for row in self.rows:
+            if (best := row.torchs_best) is not None and best.ratio is not None:
+                ratios = groups.setdefault((row.section, row.mode, row.layout), {})
+                ratios[f"{row.case} ({row.shape})"] = best.ratio
+        return [
+            Standing(
+                *key,
+                len(ratios),
+                statistics.geometric_mean(ratios.values()),
+                min(ratios.values()),
+                min(ratios, key=ratios.__getitem__),
+            )
+            for key, ratios in groups.items()
+        ]
 
     @property
     def own_failures(self) -> list[str]:
@@ -134,7 +202,9 @@ def save(result: Result, path: Path) -> None:
     """Writes strict JSON (no NaN). Raises ValueError for a result that breaks the schema."""
     _refuse(result, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": SCHEMA, **dataclasses.asdict(result)}
+    # The standings follow from the rows; they are there for who reads the file without this module.
+    standings = [dataclasses.asdict(standing) for standing in result.standings()]
+    document = {"schema": SCHEMA, **dataclasses.asdict(result), "standings": standings}
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 

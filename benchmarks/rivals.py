@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from .case import OURS, NotInstalled, Skipped
+from .results import CHANNELS_LAST, EAGER
 from .timing import Contestant
 from .work import FORWARD, STEP, Runner, Work, runner
 
 __all__ = ["COMPILED_BATCHES", "RIVALS", "contestants", "describe"]
 
 # Compiling a case takes some ten seconds, so it is done for these batches only.
-COMPILED_BATCHES = {"cpu": (64, 256), "cuda": (64, 4096)}
+COMPILED_BATCHES = {"cpu": (8, 64, 256), "cuda": (64, 4096)}
 
 
 def _eager(work: Work) -> Runner:
@@ -65,8 +66,8 @@ def _compile(work: Work, mode: str | None = None) -> Runner:
         raise NotInstalled("torch.compile on the CPU needs a C++ compiler")
     compiled_batches = COMPILED_BATCHES[work.input.device.type]
     if work.input.shape[0] not in compiled_batches:
-        batches = " and ".join(map(str, compiled_batches))
-        raise Skipped(f"compiled for batches {batches} only: a compilation takes about 10 s")
+        *others, last = map(str, compiled_batches)
+        raise Skipped(f"compiled for batches {', '.join(others)} and {last} only: a compilation takes about 10 s")
     import torch._inductor.config as inductor
 
     # Static shapes are torch.compile's best case. Freezing (constant, prepacked weights) is for inference alone;
@@ -153,9 +154,9 @@ class Rival:
 
 # By the name that --rivals takes.
 RIVALS: Mapping[str, Rival] = {
-    "eager": Rival("torch eager", "the same torch.nn modules and dense NCHW input, eager", _eager),
+    "eager": Rival(EAGER, "the same torch.nn modules and dense NCHW input, eager", _eager),
     "channels_last": Rival(
-        "torch channels_last", "torch eager, weights and input in torch.channels_last before timing", _channels_last
+        CHANNELS_LAST, "torch eager, weights and input in torch.channels_last before timing", _channels_last
     ),
     "compile": Rival(
         "torch.compile", "torch.compile(model, dynamic=False), inductor's freezing on for inference", _compile
@@ -191,12 +192,22 @@ def describe(rivals: Collection[str]) -> dict[str, str]:
     return {rival.title: rival.configuration for key, rival in RIVALS.items() if key in rivals}
 
 
-def contestants(work: Work, rivals: Collection[str]) -> dict[str, Callable[[], Contestant]]:
-    """Name -> setup of cnnfast and of the rivals that are asked for, in the table's order."""
+def contestants(
+    work: Work, rivals: Collection[str], layout: torch.memory_format | None = None
+) -> dict[str, Callable[[], Contestant]]:
+    """Name -> setup of cnnfast and of the rivals that are asked for, in the table's order.
+
+    With a ``layout`` ours is in that one, whatever the work's is.
+    """
     if "compile" in rivals or "cuda_graphs" in rivals:
         # Nothing compiled for an earlier case; not later, for what was compiled must be what is timed.
         torch._dynamo.reset()
-    ours = Rival(OURS, "", lambda work: runner(work.ours, work))
+
+    def own(work: Work) -> Runner:
+        work = work if layout is None else work.in_layout(layout)
+        return runner(work.ours, work)
+
+    ours = Rival(OURS, "", own)
     chosen = [ours, *(rival for key, rival in RIVALS.items() if key in rivals)]
 
     def setup(rival: Rival) -> Contestant:

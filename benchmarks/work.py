@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BACKWARD", "FORWARD", "STEP", "Runner", "Work", "reference", "runner"]
+__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "STEP", "Runner", "Work", "adam", "reference", "runner", "sgd"]
 
-FORWARD, BACKWARD, STEP = "forward", "forward + backward", "training step"
+FORWARD, BACKWARD, GRADIENTS, STEP = "forward", "forward + backward", "backward", "training step"
 SEED = 2
 LEARNING_RATE = 1e-3
 
 
-@dataclasses.dataclass
+def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+
+
+def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=LEARNING_RATE, fused=True)
+
+
+# Compared and hashed by identity: tensors have no truth value.
+@dataclasses.dataclass(eq=False)
 class Work:
     """A computation.
 
@@ -26,9 +36,12 @@ class Work:
         ours, plain: modules with the same weights, their parameters in the same order.
         input: what both are called on.
         mode: "forward" in inference mode; "forward + backward" with the gradients of all parameters and, with
-            ``input_gradient``, of the input; "training step" of a classifier: zero_grad, forward, cross-entropy,
-            backward, Adam(fused=True).
+            ``input_gradient``, of the input; "backward" the same gradients alone, from one forward's graph; "training
+            step" of a classifier: zero_grad, forward, cross-entropy, backward, the optimizer's step.
         target: class indices, for training steps.
+        optimizer: makes the optimizer of a training step.
+        one_gradient: a training step's gradients count as one vector. In a network with BatchNorm some of them are sums
+            that cancel, and nothing but rounding.
     """
 
     ours: nn.Module
@@ -37,6 +50,8 @@ class Work:
     mode: str
     input_gradient: bool = False
     target: Tensor | None = None
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = adam
+    one_gradient: bool = False
 
     def to(self, device: str) -> Work:
         """The same on a device."""
@@ -71,7 +86,8 @@ def runner(model: nn.Module, work: Work, input: Tensor | None = None) -> Runner:
     """
     x = work.input if input is None else input
     model.train(work.mode != FORWARD)
-    return {FORWARD: _forward, BACKWARD: _forward_backward, STEP: _training_step}[work.mode](model, work, x)
+    makers = {FORWARD: _forward, BACKWARD: _forward_backward, GRADIENTS: _backward, STEP: _training_step}
+    return makers[work.mode](model, work, x)
 
 
 def _forward(model: nn.Module, work: Work, x: Tensor) -> Runner:
@@ -82,16 +98,23 @@ def _forward(model: nn.Module, work: Work, x: Tensor) -> Runner:
     return Runner(call, lambda: {"output": call()})
 
 
+def _wanted(model: nn.Module, work: Work, x: Tensor) -> dict[str, Tensor]:
+    """Whatever a gradient is wanted of."""
+    wanted = {f"grad of parameter {i}": p for i, p in enumerate(model.parameters())}
+    return wanted | ({"grad of input": x} if work.input_gradient else {})
+
+
+def _gradient_like(output: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers for everyone, stored as the layer's output is stored."""
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED))
+    return torch.empty_like(output, dtype=dtype).copy_(grad)
+
+
 def _forward_backward(model: nn.Module, work: Work, x: Tensor) -> Runner:
     x = x.detach().requires_grad_(work.input_gradient)
-    wanted = {f"grad of parameter {i}": p for i, p in enumerate(model.parameters())}
-    if work.input_gradient:
-        wanted["grad of input"] = x
+    wanted = _wanted(model, work, x)
     with torch.no_grad():
-        output = work.plain(work.input)
-    # The same numbers for everyone, stored as the layer's output is stored.
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED))
-    grad = torch.empty_like(output, dtype=x.dtype).copy_(grad)
+        grad = _gradient_like(work.plain(work.input), x.dtype)
 
     def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         output = model(x)
@@ -105,9 +128,23 @@ def _forward_backward(model: nn.Module, work: Work, x: Tensor) -> Runner:
     return Runner(call, outputs)
 
 
+def _backward(model: nn.Module, work: Work, x: Tensor) -> Runner:
+    """The gradients alone: the graph of one forward is kept and gone through at each call."""
+    x = x.detach().requires_grad_(work.input_gradient)
+    wanted = _wanted(model, work, x)
+    torch.manual_seed(SEED)
+    output = model(x)
+    grad = _gradient_like(output.detach(), x.dtype)
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, tuple(wanted.values()), grad, retain_graph=True)
+
+    return Runner(call, lambda: dict(zip(wanted, call(), strict=True)))
+
+
 def _training_step(model: nn.Module, work: Work, x: Tensor) -> Runner:
     parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    optimizer = work.optimizer(parameters)
 
     def call() -> Tensor:
         optimizer.zero_grad()
@@ -119,7 +156,11 @@ def _training_step(model: nn.Module, work: Work, x: Tensor) -> Runner:
     def outputs() -> dict[str, Tensor]:
         torch.manual_seed(SEED)
         loss = call().detach().clone()
-        return {"loss": loss, **{f"grad of parameter {i}": p.grad.clone() for i, p in enumerate(parameters)}}
+        gradients = {f"grad of parameter {i}": p.grad.clone() for i, p in enumerate(parameters)}
+        if work.one_gradient:
+            # Not view(-1): a channels_last gradient is stored in another order.
+            gradients = {"grad of all parameters": torch.cat([g.flatten() for g in gradients.values()])}
+        return {"loss": loss, **gradients}
 
     return Runner(call, outputs)
 
@@ -135,6 +176,7 @@ class _DropoutOfFloat32(nn.Module):
         return x * F.dropout(torch.ones_like(x, dtype=torch.float32), self.probability, self.training).to(x.dtype)
 
 
+@functools.lru_cache(maxsize=1)  # cases of one work in several layouts have one reference
 def reference(work: Work) -> dict[str, Tensor]:
     """The outputs of ``work`` in float64, by torch's modules."""
     model = copy.deepcopy(work.plain).double()

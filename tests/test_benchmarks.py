@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,12 +18,13 @@ from torch import Tensor, nn
 import benchmarks.__main__ as command
 from benchmarks import environment, lecture, ops, plot, report, small
 from benchmarks.case import OURS, Case, NotInstalled, Skipped, discrepancy, measure
+from benchmarks.layer import Layer, work_of
 from benchmarks.memory import bytes_kept
 from benchmarks.results import Entry, Result, Row, load, save
 from benchmarks.rivals import RIVALS, contestants
 from benchmarks.suites import Options, forward_gflop, work_gflop
 from benchmarks.timing import DROPPED_CALLS, PAUSE, Budget, Contestant, Stopwatch, spread, time_contestants
-from benchmarks.work import BACKWARD, FORWARD, STEP, Work, reference, runner
+from benchmarks.work import BACKWARD, FORWARD, GRADIENTS, STEP, Work, reference, runner
 
 FEW = Budget(seconds=1e-3, fewest=4, most=4)
 
@@ -119,7 +123,8 @@ def small_work(mode: str, batch: int = 2) -> Work:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5))
     ours = nn.Sequential(*plain)
-    return Work(ours, plain, torch.randn(batch, 1, 6, 6), mode, mode == BACKWARD, torch.tensor([1, 0])[:batch])
+    wanted = mode in (BACKWARD, GRADIENTS)
+    return Work(ours, plain, torch.randn(batch, 1, 6, 6), mode, wanted, torch.tensor([1, 0])[:batch])
 
 
 class ZeroGradient(torch.autograd.Function):
@@ -210,7 +215,7 @@ def test_absent_skipped_and_failing_rivals_do_not_end_the_run():
     assert failed.own_failures == ["conv, batch 2: failed"]
 
 
-@pytest.mark.parametrize("mode", [FORWARD, BACKWARD, STEP])
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD, GRADIENTS, STEP])
 def test_the_reference_agrees_with_torch_in_every_mode(mode: str):
     work = small_work(mode)
     expected = reference(work)
@@ -218,10 +223,10 @@ def test_the_reference_agrees_with_torch_in_every_mode(mode: str):
     # The training step's dropout included: its mask is the same in float64.
     assert wrong == "" and largest < 1e-5
     assert all(t.dtype == torch.float64 for t in expected.values())
-    assert len(expected) == {FORWARD: 1, BACKWARD: 4, STEP: 3}[mode]
+    assert len(expected) == {FORWARD: 1, BACKWARD: 4, GRADIENTS: 3, STEP: 3}[mode]
 
 
-@pytest.mark.parametrize("mode", [FORWARD, BACKWARD, STEP])
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD, GRADIENTS, STEP])
 def test_eager_rivals_are_right_in_every_mode(mode: str):
     work = small_work(mode)
     expected = reference(work)
@@ -242,7 +247,7 @@ def test_inference_engines_are_right_and_decline_gradients(key: str):
 
 
 def test_compile_declines_other_batches_and_says_so(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(Skipped, match="batches 64 and 256"):
+    with pytest.raises(Skipped, match="batches 8, 64 and 256"):
         contestants(small_work(FORWARD), ["compile"])["torch.compile"]()
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(NotInstalled, match="compiler"):
@@ -288,20 +293,26 @@ def test_small_blocks_agree_with_their_reference(block: small.Block, mode: str):
 
 
 @pytest.mark.parametrize("layer", ops.LAYERS, ids=lambda layer: f"{layer.op}: {layer.label}")
-def test_layers_agree_with_torch_on_small_images(layer: ops.Layer):
+def test_layers_agree_with_torch_on_small_images(layer: Layer):
     n, c, h, w = layer.input
     smaller = dataclasses.replace(layer, input=(1, c, min(h, 14), min(w, 14)))
-    work = ops.work_of(smaller, FORWARD)
+    work = work_of(smaller, FORWARD)
     assert discrepancy(runner(work.ours, work).outputs(), reference(work))[1] == ""
 
 
 # ------------------------------------------------------------------------------------------------------- results
 
 
-def metadata() -> dict:
+@functools.cache
+def collected() -> dict:
     about = environment.collect("lecture", Options(rivals=list(RIVALS)))
     environment.close(about)
-    assert all(0 < share < 1.5 for share in about["processor_share"].values())
+    assert all(0 < share < 1.5 for share in about["processor_share"].values()) and about["copy_gb_per_s"] > 0
+    return about
+
+
+def metadata() -> dict:
+    about = copy.deepcopy(collected())
     return about | {"peak_gflops": {"start": 100.0, "end": 99.0}, "processor_share": {"start": 1.0, "end": 0.99}}
 
 
@@ -367,7 +378,7 @@ def test_the_summary_warns_of_what_spoils_times():
 
 def test_tables_print_with_and_without_rich(capsys, monkeypatch: pytest.MonkeyPatch):
     report.show(some_result())
-    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
     with_rich = capsys.readouterr().out
     report.show(some_result())
     without = capsys.readouterr().out
@@ -390,8 +401,7 @@ def test_readme_gets_the_tables_between_its_markers(tmp_path):
 
 
 def test_plot_draws_or_says_that_it_cannot(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert not plot.draw(some_result(), [tmp_path / "plot.png"]) and not list(tmp_path.iterdir())
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
