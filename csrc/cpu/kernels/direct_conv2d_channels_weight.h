@@ -102,7 +102,7 @@ static void pack_gradient_row(const DirectConv2dBackward& job, int64_t n, int64_
         transpose_8x4(y + first * y_stride.c + q, y_stride.c, output, 8);
         for (int64_t i = 0; i < 4; ++i)
           for (int64_t lane = 0; lane < 8; ++lane)
-            if (output[i * 8 + lane] <= 0) to[i * packed_step + lane] = 0;
+            to[i * packed_step + lane] = output[i * 8 + lane] <= 0 ? 0.0f : to[i * packed_step + lane];
       }
     }
     return;
@@ -208,6 +208,11 @@ static bool direct_conv2d_channels_backward_plan(const Conv2dShape& conv, Direct
   plan->slices = reduction_slices(conv.N * plan->bands, weights * 4);
   plan->workspace_bytes = static_cast<int64_t>(ChannelsWeightScratch(nullptr, conv, plan->band).bytes);
   return true;
+}
+
+constexpr DirectConv2dKernels direct_conv2d_channels_kernels() {
+  return {direct_conv2d_channels_plan,          pack_direct_conv2d_channels, direct_conv2d_channels,
+          direct_conv2d_channels_backward_plan, nullptr,                     direct_conv2d_channels_backward};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
