@@ -14,11 +14,13 @@
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/padded_planes.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
 constexpr int kChannelSums = 12, kMostChannelVectors = 3;
 constexpr int64_t kChannelsBandBytes = 64 << 10;  // input of a task: what stays in the first cache levels
+constexpr int64_t kChannelsWeightBytes = 256 << 10;  // weights that may be read for each row, from the second-level cache
 constexpr int64_t kChannelsTaps = 1024;           // products of an output element at most
 
 // The registers of output channels, in blocks of two; the first block takes an odd one's third.
@@ -94,6 +96,8 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
 #pragma GCC unroll 6
       for (int i = 0; i < kPixels; ++i) sum[i][v] = bias;
     }
+    // The lines to be written two tiles later.
+    unroll<kPixels>([&](auto i) CNNFAST_INLINE_LAMBDA { __builtin_prefetch(out + (2 * kPixels + i.value) * out_step + lane[0], 1, 3); });
     const float* w = weight + kWidth;
 #pragma GCC unroll 2
     for (int64_t t = 0; t < taps; ++t, w += kWidth) {
@@ -156,6 +160,38 @@ static void channels_row(int64_t pixels, int64_t taps, const int64_t* offset, co
   run(tiles - wider, width);
 }
 
+// Output row p of a block of channels; where they do not lie side by side, by way of `row`.
+template <int kVectors>
+static void channels_output_row(const DirectConv2d& job, const float* x, int64_t x_step, const int64_t* offset,
+                                const float* weight, int64_t n, const ChannelBlocks& blocks, int64_t block, int64_t p,
+                                float* row) {
+  constexpr int64_t kWidth = kVectors * kLanes<float>;
+  const Strides& stride = job.output.stride;
+  const int64_t Q = job.conv.Q, taps = job.conv.C * job.conv.R * job.conv.S;
+  const bool whole = stride.c == 1 && blocks.lanes() == kLanes<float>;
+  int64_t lane[kVectors];
+  View<float> output = {job.output.at(n, 0, p, 0), stride};
+  for (int v = 0; v < kVectors; ++v) lane[v] = whole ? blocks.first(blocks.begin(block) + v) : v * kLanes<float>;
+  if (whole) return channels_row<kVectors>(Q, taps, offset, x, x_step, weight, job.relu, output.data, stride.w, lane);
+
+  if (stride.w == 1) {
+    for (int v = 0; v < kVectors; ++v)
+      prefetch_for_writing(View<float>{output.at(0, blocks.first(blocks.begin(block) + v), 0, 0), stride}, 0,
+                           blocks.lanes(), 0, 1, Q);
+  }
+  channels_row<kVectors>(Q, taps, offset, x, x_step, weight, job.relu, row, kWidth, lane);
+  for (int v = 0; v < kVectors; ++v) {
+    const float* from = row + v * kLanes<float>;
+    float* to = output.data + blocks.first(blocks.begin(block) + v) * stride.c;
+    if (stride.w == 1) {
+      pixels_to_planes(from, kWidth, Q, blocks.lanes(), to, stride.c);
+    } else {
+      for (int64_t q = 0; q < Q; ++q)
+        for (int64_t k = 0; k < blocks.lanes(); ++k) to[q * stride.w + k * stride.c] = from[q * kWidth + k];
+    }
+  }
+}
+
 struct ChannelsScratch {
   int64_t* offset;
   float *input, *row;
@@ -172,41 +208,27 @@ struct ChannelsScratch {
 
 static void direct_conv2d_channels(const DirectConv2d& job, int64_t n, int64_t band_index, char* workspace) {
   const Conv2dShape& conv = job.conv;
-  const Strides& stride = job.output.stride;
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, conv.P - top);
   const int64_t taps = conv.C * conv.R * conv.S;
   const ChannelsScratch scratch(workspace, conv, job.plan.band);
   const InputBand x(conv, job.input, n, top, rows, scratch.input);
   x.tap_offsets(conv, scratch.offset);
 
+  // Written in the order of memory: by pixels row after row, by planes block after block of channels.
   const ChannelBlocks blocks(conv.K);
-  const bool whole = stride.c == 1 && blocks.lanes() == kLanes<float>;
-  const float* weight = job.packed_weight;
-  for (int64_t block = 0; block < blocks.count; ++block) {
-    const int64_t begin = blocks.begin(block);
-    with_constant<1, kMostChannelVectors>(blocks.size(block), [&](auto vectors) {
-      constexpr int kVectors = vectors.value;
-      constexpr int64_t kWidth = kVectors * kLanes<float>;
-      int64_t lane[kVectors];
-      for (int v = 0; v < kVectors; ++v) lane[v] = whole ? blocks.first(begin + v) : v * kLanes<float>;
-      for (int64_t i = 0; i < rows; ++i) {
-        float* out = whole ? job.output.at(n, 0, top + i, 0) : scratch.row;
-        channels_row<kVectors>(conv.Q, taps, scratch.offset, x.data + i * conv.stride_h * x.h, conv.stride_w * x.w,
-                               weight, job.relu, out, whole ? stride.w : kWidth, lane);
-        if (whole) continue;
-        for (int v = 0; v < kVectors; ++v) {
-          const float* from = scratch.row + v * kLanes<float>;
-          float* to = job.output.at(n, blocks.first(begin + v), top + i, 0);
-          if (stride.w == 1) {
-            pixels_to_planes(from, kWidth, conv.Q, blocks.lanes(), to, stride.c);
-          } else {
-            for (int64_t q = 0; q < conv.Q; ++q)
-              for (int64_t k = 0; k < blocks.lanes(); ++k) to[q * stride.w + k * stride.c] = from[q * kWidth + k];
-          }
+  const bool row_by_row = job.output.stride.c == 1 && job.plan.packed_weight * 4 <= kChannelsWeightBytes;
+  const int64_t rows_at_once = row_by_row ? 1 : rows;
+  for (int64_t row = 0; row < rows; row += rows_at_once) {
+    const float* weight = job.packed_weight;
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      with_constant<1, kMostChannelVectors>(blocks.size(block), [&](auto vectors) {
+        for (int64_t i = row; i < row + rows_at_once; ++i) {
+          channels_output_row<vectors.value>(job, x.data + i * conv.stride_h * x.h, conv.stride_w * x.w, scratch.offset,
+                                             weight, n, blocks, block, top + i, scratch.row);
         }
-      }
-      weight += (1 + taps) * kWidth;
-    });
+        weight += (1 + taps) * vectors.value * kLanes<float>;
+      });
+    }
   }
 }
 
