@@ -12,13 +12,13 @@ namespace {
 
 // The kernels that take the forward pass, if any, and their plan.
 const DirectConv2dKernels* plan_forward(const Conv2dShape& shape, const Strides& output, DirectConv2dPlan* plan) {
-  const CpuKernels& kernels = cpu_kernels();
-  const auto takes = [&](const DirectConv2dKernels& some) { return some.plan(shape, plan) ? &some : nullptr; };
-  // Of one input channel a register of columns has little to do before it is stored: no time to transpose it as well.
-  const bool by_columns = output.w == 1 && shape.C == 1;
-  const DirectConv2dKernels* first = by_columns ? takes(kernels.direct_conv2d) : nullptr;
-  if (first == nullptr) first = takes(kernels.direct_conv2d_channels);
-  return first == nullptr && output.w == 1 ? takes(kernels.direct_conv2d) : first;
+  // Results by channels are transposed to NCHW, piece by piece of a row; narrow rows do not repay that.
+  constexpr int64_t kNarrow = 48;
+  const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
+  const bool by_columns = output.w == 1;
+  if (by_columns && shape.Q < kNarrow && columns.plan(shape, plan)) return &columns;
+  if (channels.plan(shape, plan)) return &channels;
+  return by_columns && columns.plan(shape, plan) ? &columns : nullptr;
 }
 
 // What the kernels sum over the slices, in their order, and the input gradient where it is wanted.

@@ -19,9 +19,10 @@
 namespace cnnfast::CNNFAST_ISA {
 
 constexpr int kChannelSums = 12, kMostChannelVectors = 3;
-constexpr int64_t kChannelsBandBytes = 64 << 10;  // input of a task: what stays in the first cache levels
-constexpr int64_t kChannelsWeightBytes = 256 << 10;  // weights that may be read for each row, from the second-level cache
-constexpr int64_t kChannelsTaps = 1024;           // products of an output element at most
+constexpr int64_t kChannelsBandBytes = 64 << 10;     // input of a task: what stays in the first cache levels
+constexpr int64_t kChannelsWeightBytes = 256 << 10;  // weights that may be read again and again, from the second level
+constexpr int64_t kPiecePixels = 24;
+constexpr int64_t kChannelsTaps = 1024;  // products of an output element at most
 
 // The registers of output channels, in blocks of two; the first block takes an odd one's third.
 struct ChannelBlocks {
@@ -97,7 +98,9 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
       for (int i = 0; i < kPixels; ++i) sum[i][v] = bias;
     }
     // The lines to be written two tiles later.
-    unroll<kPixels>([&](auto i) CNNFAST_INLINE_LAMBDA { __builtin_prefetch(out + (2 * kPixels + i.value) * out_step + lane[0], 1, 3); });
+    unroll<kPixels>([&](auto i) CNNFAST_INLINE_LAMBDA {
+      __builtin_prefetch(out + (2 * kPixels + i.value) * out_step + lane[0], 1, 3);
+    });
     const float* w = weight + kWidth;
 #pragma GCC unroll 2
     for (int64_t t = 0; t < taps; ++t, w += kWidth) {
@@ -133,13 +136,13 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
 // multiple of a page apart, so that only few of their lines fit the cache at a time.
 static void pixels_to_planes(const float* from, int64_t from_stride, int64_t pixels, int64_t channels, float* to,
                              int64_t to_stride) {
-  int64_t k = 0;
-  for (; pixels >= 8 && k + 4 <= channels; k += 4)
+  if (pixels < 8 || channels % 4 != 0) return transpose(from, from_stride, pixels, channels, to, to_stride);
+  for (int64_t k = 0; k < channels; k += 4) {
     for (int64_t q = 0; q < pixels; q += 8) {
       q = min(q, pixels - 8);
       transpose_8x4(from + q * from_stride + k, from_stride, to + k * to_stride + q, to_stride);
     }
-  transpose(from + k, from_stride, pixels, channels - k, to + k * to_stride, to_stride);
+  }
 }
 
 // A row of pixels, cut in tiles of nearly equal width.
@@ -160,34 +163,35 @@ static void channels_row(int64_t pixels, int64_t taps, const int64_t* offset, co
   run(tiles - wider, width);
 }
 
-// Output row p of a block of channels; where they do not lie side by side, by way of `row`.
+// Output pixels [q, q + pixels) of row p of a block of channels; where channels do not lie side by side, by way of
+// `row`.
 template <int kVectors>
-static void channels_output_row(const DirectConv2d& job, const float* x, int64_t x_step, const int64_t* offset,
-                                const float* weight, int64_t n, const ChannelBlocks& blocks, int64_t block, int64_t p,
-                                float* row) {
+static void channels_pixels(const DirectConv2d& job, const float* x, int64_t x_step, const int64_t* offset,
+                            const float* weight, int64_t n, const ChannelBlocks& blocks, int64_t block, int64_t p,
+                            int64_t q, int64_t pixels, float* row) {
   constexpr int64_t kWidth = kVectors * kLanes<float>;
   const Strides& stride = job.output.stride;
-  const int64_t Q = job.conv.Q, taps = job.conv.C * job.conv.R * job.conv.S;
-  const bool whole = stride.c == 1 && blocks.lanes() == kLanes<float>;
+  const int64_t taps = job.conv.C * job.conv.R * job.conv.S, begin = blocks.begin(block), lanes = blocks.lanes();
+  const bool in_place = stride.c == 1 && lanes == kLanes<float>;
   int64_t lane[kVectors];
-  View<float> output = {job.output.at(n, 0, p, 0), stride};
-  for (int v = 0; v < kVectors; ++v) lane[v] = whole ? blocks.first(blocks.begin(block) + v) : v * kLanes<float>;
-  if (whole) return channels_row<kVectors>(Q, taps, offset, x, x_step, weight, job.relu, output.data, stride.w, lane);
-
+  for (int v = 0; v < kVectors; ++v) lane[v] = in_place ? blocks.first(begin + v) : v * kLanes<float>;
+  float* out = in_place ? job.output.at(n, 0, p, q) : row;
   if (stride.w == 1) {
-    for (int v = 0; v < kVectors; ++v)
-      prefetch_for_writing(View<float>{output.at(0, blocks.first(blocks.begin(block) + v), 0, 0), stride}, 0,
-                           blocks.lanes(), 0, 1, Q);
+    for (int v = 0; v < kVectors; ++v) {
+      const View<float> planes{job.output.at(n, blocks.first(begin + v), p, q), stride};
+      prefetch_for_writing(planes, 0, lanes, 0, 1, pixels);
+    }
   }
-  channels_row<kVectors>(Q, taps, offset, x, x_step, weight, job.relu, row, kWidth, lane);
+  channels_row<kVectors>(pixels, taps, offset, x, x_step, weight, job.relu, out, in_place ? stride.w : kWidth, lane);
+  if (in_place) return;
   for (int v = 0; v < kVectors; ++v) {
     const float* from = row + v * kLanes<float>;
-    float* to = output.data + blocks.first(blocks.begin(block) + v) * stride.c;
+    float* to = job.output.at(n, blocks.first(begin + v), p, q);
     if (stride.w == 1) {
-      pixels_to_planes(from, kWidth, Q, blocks.lanes(), to, stride.c);
+      pixels_to_planes(from, kWidth, pixels, lanes, to, stride.c);
     } else {
-      for (int64_t q = 0; q < Q; ++q)
-        for (int64_t k = 0; k < blocks.lanes(); ++k) to[q * stride.w + k * stride.c] = from[q * kWidth + k];
+      for (int64_t i = 0; i < pixels; ++i)
+        for (int64_t k = 0; k < lanes; ++k) to[i * stride.w + k * stride.c] = from[i * kWidth + k];
     }
   }
 }
@@ -214,20 +218,23 @@ static void direct_conv2d_channels(const DirectConv2d& job, int64_t n, int64_t b
   const InputBand x(conv, job.input, n, top, rows, scratch.input);
   x.tap_offsets(conv, scratch.offset);
 
-  // Written in the order of memory: by pixels row after row, by planes block after block of channels.
+  // Pieces are written in about the order of memory: a few pixels with all their channels, or a band of some planes.
   const ChannelBlocks blocks(conv.K);
-  const bool row_by_row = job.output.stride.c == 1 && job.plan.packed_weight * 4 <= kChannelsWeightBytes;
-  const int64_t rows_at_once = row_by_row ? 1 : rows;
-  for (int64_t row = 0; row < rows; row += rows_at_once) {
-    const float* weight = job.packed_weight;
-    for (int64_t block = 0; block < blocks.count; ++block) {
-      with_constant<1, kMostChannelVectors>(blocks.size(block), [&](auto vectors) {
-        for (int64_t i = row; i < row + rows_at_once; ++i) {
-          channels_output_row<vectors.value>(job, x.data + i * conv.stride_h * x.h, conv.stride_w * x.w, scratch.offset,
-                                             weight, n, blocks, block, top + i, scratch.row);
-        }
-        weight += (1 + taps) * vectors.value * kLanes<float>;
-      });
+  const bool by_pixels = job.output.stride.c == 1 && job.plan.packed_weight * 4 <= kChannelsWeightBytes;
+  const int64_t piece_rows = by_pixels ? 1 : rows, piece_columns = by_pixels ? min(kPiecePixels, conv.Q) : conv.Q;
+  for (int64_t row = 0; row < rows; row += piece_rows) {
+    for (int64_t q = 0; q < conv.Q; q += piece_columns) {
+      const float* weight = job.packed_weight;
+      for (int64_t block = 0; block < blocks.count; ++block) {
+        with_constant<1, kMostChannelVectors>(blocks.size(block), [&](auto vectors) {
+          for (int64_t i = row; i < row + piece_rows; ++i) {
+            const float* from = x.data + i * conv.stride_h * x.h + q * conv.stride_w * x.w;
+            channels_pixels<vectors.value>(job, from, conv.stride_w * x.w, scratch.offset, weight, n, blocks, block,
+                                           top + i, q, min(piece_columns, conv.Q - q), scratch.row);
+          }
+          weight += (1 + taps) * vectors.value * kLanes<float>;
+        });
+      }
     }
   }
 }

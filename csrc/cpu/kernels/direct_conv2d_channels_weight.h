@@ -70,8 +70,8 @@ static void add_channels_weight_grad(const BandPixels& pixels, int64_t taps, con
   }
 }
 
-// packed[q * packed_step + lane] = gradient of channel k + lane at pixel q of a row, zero where the ReLU's output is not
-// positive and in lanes beyond the channels.
+// packed[q * packed_step + lane] = gradient of channel k + lane at pixel q of a row, zero where the ReLU's output is
+// not positive and in lanes beyond the channels.
 static void pack_gradient_row(const DirectConv2dBackward& job, int64_t n, int64_t k, int64_t p, int64_t lanes,
                               float* packed, int64_t packed_step) {
   const int64_t Q = job.conv.Q;
@@ -79,9 +79,8 @@ static void pack_gradient_row(const DirectConv2dBackward& job, int64_t n, int64_
   const float* g = job.grad_output.at(n, k, p, 0);
   const float* y = job.output.data == nullptr ? nullptr : job.output.at(n, k, p, 0);
   const bool whole = lanes == kLanes<float>;
-  const auto clip = [](Vec<float> gradient, Vec<float> output) CNNFAST_INLINE_LAMBDA {
-    return output <= Vec<float>{} ? Vec<float>{} : gradient;
-  };
+  const auto clip = [](Vec<float> gradient, Vec<float> output)
+                        CNNFAST_INLINE_LAMBDA { return output <= Vec<float>{} ? Vec<float>{} : gradient; };
   if (whole && g_stride.c == 1 && (y == nullptr || y_stride.c == 1)) {
     for (int64_t q = 0; q < Q; ++q, g += g_stride.w, packed += packed_step) {
       Vec<float> value = load_vec(g);
@@ -211,8 +210,12 @@ static bool direct_conv2d_channels_backward_plan(const Conv2dShape& conv, Direct
 }
 
 constexpr DirectConv2dKernels direct_conv2d_channels_kernels() {
-  return {direct_conv2d_channels_plan,          pack_direct_conv2d_channels, direct_conv2d_channels,
-          direct_conv2d_channels_backward_plan, nullptr,                     direct_conv2d_channels_backward};
+  return {direct_conv2d_channels_plan,
+          pack_direct_conv2d_channels,
+          direct_conv2d_channels,
+          direct_conv2d_channels_backward_plan,
+          nullptr,
+          direct_conv2d_channels_backward};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -242,8 +242,8 @@ CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, i
   }
 }
 
-// to[column][row] = from[row][column] for 8 rows of 4 columns: two blocks side by side in registers of 32 bytes, half the
-// shuffles and stores of one after the other.
+// to[column][row] = from[row][column] for 8 rows of 4 columns: two blocks side by side in registers of 32 bytes, half
+// the shuffles and stores of one after the other.
 CNNFAST_INLINE void transpose_8x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   typedef float Half __attribute__((vector_size(16)));
   typedef float Whole __attribute__((vector_size(32)));
