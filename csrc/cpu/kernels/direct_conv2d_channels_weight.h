@@ -6,7 +6,7 @@
 // where grad_output is zero wherever the ReLU clipped. A tile is 6 taps times 2 registers of channels, or 4 times 3,
 // summed over a band of pixels: the forward's tile with pixels and taps exchanged. The input is read as in the forward;
 // the band of grad_output is packed once for all taps, block by block of channels. The gradient of the input, which a
-// first layer does without, is the general path's.
+// first layer does without, is left to others.
 #pragma once
 
 #include "cpu/kernels/direct_conv2d_channels.h"
@@ -205,6 +205,8 @@ static bool direct_conv2d_channels_backward_plan(const Conv2dShape& conv, Direct
   plan->bands = ceil_div(conv.P, plan->band);
   plan->packed_weight = 0;
   plan->slices = reduction_slices(conv.N * plan->bands, weights * 4);
+  // Partial sums of so few pixels each would take longer to add up than to compute.
+  if (conv.N * conv.P * conv.Q * 16 < plan->slices * taps) return false;
   plan->workspace_bytes = static_cast<int64_t>(ChannelsWeightScratch(nullptr, conv, plan->band).bytes);
   return true;
 }
