@@ -133,10 +133,9 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
 }
 
 // to[channel][pixel] = from[pixel][channel], channel after channel rather than pixel after pixel: planes are often a
-// multiple of a page apart, so that only few of their lines fit the cache at a time.
+// multiple of a page apart, so that only few of their lines fit the cache at a time. At least 8 pixels, channels by 4.
 static void pixels_to_planes(const float* from, int64_t from_stride, int64_t pixels, int64_t channels, float* to,
                              int64_t to_stride) {
-  if (pixels < 8 || channels % 4 != 0) return transpose(from, from_stride, pixels, channels, to, to_stride);
   for (int64_t k = 0; k < channels; k += 4) {
     for (int64_t q = 0; q < pixels; q += 8) {
       q = min(q, pixels - 8);
@@ -187,7 +186,7 @@ static void channels_pixels(const DirectConv2d& job, const float* x, int64_t x_s
   for (int v = 0; v < kVectors; ++v) {
     const float* from = row + v * kLanes<float>;
     float* to = job.output.at(n, blocks.first(begin + v), p, q);
-    if (stride.w == 1) {
+    if (stride.w == 1 && pixels >= 8 && lanes % 4 == 0) {
       pixels_to_planes(from, kWidth, pixels, lanes, to, stride.c);
     } else {
       for (int64_t i = 0; i < pixels; ++i)
