@@ -12,11 +12,11 @@ namespace {
 
 // The kernels that take the forward pass, if any, and their plan.
 const DirectConv2dKernels* plan_forward(const Conv2dShape& shape, const Strides& output, DirectConv2dPlan* plan) {
-  // Results by channels are transposed to NCHW, piece by piece of a row; narrow rows do not repay that.
-  constexpr int64_t kNarrow = 48;
+  // Results by channels are transposed to NCHW, row by row; narrow rows and few channels do not repay that.
+  constexpr int64_t kNarrow = 48, kFewChannels = 16;
   const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
   const bool by_columns = output.w == 1;
-  if (by_columns && shape.Q < kNarrow && columns.plan(shape, plan)) return &columns;
+  if (by_columns && (shape.Q < kNarrow || shape.K < kFewChannels) && columns.plan(shape, plan)) return &columns;
   if (channels.plan(shape, plan)) return &channels;
   return by_columns && columns.plan(shape, plan) ? &columns : nullptr;
 }

@@ -238,11 +238,13 @@ TEST(direct) {
   omp_set_num_threads(2);
   for_each_example<float>([](size_t i, const Example<float>& example) {
     const bool taken = example.check_direct();
-    const bool first_layer = i < kFirstLayers && example.s.C <= kFirstLayerChannels;
-    if (i < kDirectGeometries || first_layer) CHECK_EQ(taken, first_layer || example.layout == Layout::kNchw);
+    // Of fewer channels it depends on the register's width whether lanes over them repay.
+    const bool first_layer = i < kFirstLayers && example.s.C <= kFirstLayerChannels && example.s.K >= 30;
+    if (first_layer || (i < kDirectGeometries && example.layout == Layout::kNchw)) CHECK(taken);
     const bool backward_taken = example.check_direct_backward(true);
     if (i < kDirectBackwardGeometries) CHECK_EQ(backward_taken, example.given.input.stride.w == 1);
-    if (first_layer) CHECK(example.check_direct_backward(false));
+    const bool sums_taken = example.check_direct_backward(false);
+    if (first_layer) CHECK(sums_taken);
   });
 }
 

@@ -241,6 +241,8 @@ static void direct_conv2d_channels(const DirectConv2d& job, int64_t n, int64_t b
 static bool direct_conv2d_channels_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) {
   const int64_t taps = conv.C * conv.R * conv.S;
   if (conv.G != 1 || conv.C > 4 || taps > kChannelsTaps || min(conv.P, conv.Q) < 1) return false;
+  // Fewer lanes of use than five eighths do not repay what other algorithms pack.
+  if (8 * conv.K < 5 * ChannelBlocks(conv.K).vectors * kLanes<float>) return false;
   const auto floats = [&](int64_t rows) { return InputBand::floats(conv, rows); };
   const int64_t band = band_of(conv.P, conv.N, conv.K * taps * conv.Q,
                                [&](int64_t rows) { return floats(rows) * 4 <= kChannelsBandBytes; });
