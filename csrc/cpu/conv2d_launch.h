@@ -39,7 +39,7 @@ template <class T>
 void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
                             View<T> grad_weight) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    if (direct_conv2d_backward(s, grad_output, {}, input, {}, {}, grad_weight, nullptr)) return;
+    if (direct_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
   }
   implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
 }

@@ -88,4 +88,13 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
   return true;
 }
 
+bool direct_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,
+                                   View<float> grad_weight) {
+  const DirectConv2dKernels& channels = cpu_kernels().direct_conv2d_channels;
+  DirectConv2dBackwardPlan plan;
+  if (!channels.backward_plan(shape, &plan)) return false;
+  run_backward(channels, plan, shape, grad_output, {}, input, {}, {}, grad_weight, nullptr);
+  return true;
+}
+
 }  // namespace cnnfast

@@ -71,4 +71,8 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
                             View<const float> input, View<const float> weight, View<float> grad_input,
                             View<float> grad_weight, float* grad_bias);
 
+// The weight gradient alone, where the input gradient is not for this algorithm: of first layers.
+bool direct_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,
+                                   View<float> grad_weight);
+
 }  // namespace cnnfast
