@@ -45,6 +45,7 @@ void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View
                             View<T> grad_weight) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
     if (winograd_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
+    if (direct_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
   }
   implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
 }

@@ -8,30 +8,24 @@
 #include "cpu/workspace.h"
 
 namespace cnnfast {
+namespace {
 
-bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                           const float* bias, bool relu, View<float> output) {
-  const DirectConv2dKernels& kernels = cpu_kernels().direct_conv2d;
-  DirectConv2dPlan plan;
-  if (output.stride.w != 1 || !kernels.plan(shape, &plan)) return false;
-  Workspace workspace(Workspace::needed<float>(plan.packed_weight));
-  float* packed = workspace.take<float>(plan.packed_weight);
-  kernels.pack_weight(shape, weight, bias, packed);
-  const DirectConv2d job{shape, plan, input, output, packed, relu};
-  parallel_tasks(shape.N * plan.bands, [&](int64_t task) {
-    Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
-    kernels.forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));
-  });
-  return true;
+// The kernels that take the forward pass, if any, and their plan.
+const DirectConv2dKernels* plan_forward(const Conv2dShape& shape, const Strides& output, DirectConv2dPlan* plan) {
+  // Results by channels are transposed to NCHW, row by row; narrow rows and few channels do not repay that.
+  constexpr int64_t kNarrow = 48, kFewChannels = 16;
+  const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
+  const bool by_columns = output.w == 1;
+  if (by_columns && (shape.Q < kNarrow || shape.K < kFewChannels) && columns.plan(shape, plan)) return &columns;
+  if (channels.plan(shape, plan)) return &channels;
+  return by_columns && columns.plan(shape, plan) ? &columns : nullptr;
 }
 
-bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
-                            View<const float> input, View<const float> weight, View<float> grad_input,
-                            View<float> grad_weight, float* grad_bias) {
-  const DirectConv2dKernels& kernels = cpu_kernels().direct_conv2d;
-  DirectConv2dBackwardPlan plan;
+// What the kernels sum over the slices, in their order, and the input gradient where it is wanted.
+void run_backward(const DirectConv2dKernels& kernels, const DirectConv2dBackwardPlan& plan, const Conv2dShape& shape,
+                  View<const float> grad_output, View<const float> output, View<const float> input,
+                  View<const float> weight, View<float> grad_input, View<float> grad_weight, float* grad_bias) {
   const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr;
-  if ((want_input && grad_input.stride.w != 1) || !kernels.backward_plan(shape, &plan)) return false;
   const int64_t taps = shape.R * shape.S, weights = shape.K * shape.C * taps, slice_size = weights + shape.K;
   Workspace workspace(Workspace::needed<float>(plan.packed_weight) +
                       Workspace::needed<float>(plan.slices * slice_size));
@@ -46,7 +40,7 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
     std::memset(sums, 0, static_cast<size_t>(slice_size) * sizeof(float));
     kernels.backward(job, slice, sums, scratch.take<char>(plan.workspace_bytes));
   });
-  if (!want_weight && grad_bias == nullptr) return true;
+  if (!want_weight && grad_bias == nullptr) return;
   for (int64_t slice = 1; slice < plan.slices; ++slice)
     for (int64_t i = 0; i < slice_size; ++i) partial[i] += partial[slice * slice_size + i];
   if (grad_weight.data != nullptr)
@@ -56,6 +50,50 @@ bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_out
           for (int64_t s = 0; s < shape.S; ++s)
             *grad_weight.at(k, c, r, s) = partial[(k * shape.C + c) * taps + r * shape.S + s];
   if (grad_bias != nullptr) std::memcpy(grad_bias, partial + weights, static_cast<size_t>(shape.K) * sizeof(float));
+}
+
+}  // namespace
+
+bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
+                           const float* bias, bool relu, View<float> output) {
+  DirectConv2dPlan plan;
+  const DirectConv2dKernels* kernels = plan_forward(shape, output.stride, &plan);
+  if (kernels == nullptr) return false;
+  Workspace workspace(Workspace::needed<float>(plan.packed_weight));
+  float* packed = workspace.take<float>(plan.packed_weight);
+  kernels->pack_weight(shape, weight, bias, packed);
+  const DirectConv2d job{shape, plan, input, output, packed, relu};
+  parallel_tasks(shape.N * plan.bands, [&](int64_t task) {
+    Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
+    kernels->forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));
+  });
+  return true;
+}
+
+bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
+                            View<const float> input, View<const float> weight, View<float> grad_input,
+                            View<float> grad_weight, float* grad_bias) {
+  const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
+  const bool want_input = grad_input.data != nullptr, want_sums = grad_weight.data != nullptr || grad_bias != nullptr;
+  DirectConv2dBackwardPlan plan, channels_plan;
+  const bool by_channels = channels.backward_plan(shape, &channels_plan);
+  const bool by_columns = (!want_input || grad_input.stride.w == 1) && columns.backward_plan(shape, &plan);
+  if (!by_columns && (want_input || !by_channels)) return false;
+  if (want_input || !by_channels) {
+    run_backward(columns, plan, shape, grad_output, output, input, weight, grad_input,
+                 by_channels ? View<float>{} : grad_weight, by_channels ? nullptr : grad_bias);
+  }
+  if (by_channels && want_sums)
+    run_backward(channels, channels_plan, shape, grad_output, output, input, weight, {}, grad_weight, grad_bias);
+  return true;
+}
+
+bool direct_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,
+                                   View<float> grad_weight) {
+  const DirectConv2dKernels& channels = cpu_kernels().direct_conv2d_channels;
+  DirectConv2dBackwardPlan plan;
+  if (!channels.backward_plan(shape, &plan)) return false;
+  run_backward(channels, plan, shape, grad_output, {}, input, {}, {}, grad_weight, nullptr);
   return true;
 }
 

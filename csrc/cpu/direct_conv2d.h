@@ -1,5 +1,7 @@
-// Contract of algorithm `direct` for convolution without a pool: float32, few channels, stride and dilation 1. Bodies
-// in kernels/direct_conv2d.h and kernels/direct_conv2d_backward.h, launchers in direct_conv2d.cpp.
+// Contract of algorithm `direct` for convolution without a pool, float32: vectorised over output columns, for few
+// channels, stride and dilation 1 (kernels/direct_conv2d.h, kernels/direct_conv2d_backward.h), or over output channels,
+// for a first layer of any geometry (kernels/direct_conv2d_channels.h, kernels/direct_conv2d_channels_weight.h).
+// Launchers in direct_conv2d.cpp.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +22,14 @@ struct DirectConv2d {
   Conv2dShape conv;
   DirectConv2dPlan plan;
   View<const float> input;
-  View<float> output;  // stride.w must be 1
+  View<float> output;  // stride.w must be 1, unless vectorised over channels
   const float* packed_weight;
   bool relu;
 };
 
-// A task is a slice of the (image, band of input rows) pairs, in order.
+// A task is a slice of the (image, band of rows) pairs, in order.
 struct DirectConv2dBackwardPlan {
-  int64_t band;             // input rows
+  int64_t band;             // input rows; output rows, if vectorised over channels
   int64_t bands;            // per image
   int64_t slices;           // tasks, and partial sums of grad_weight and grad_bias
   int64_t packed_weight;    // floats
@@ -41,7 +43,7 @@ struct DirectConv2dBackward {
   View<const float> output;  // of conv2d_relu: where it is not positive, grad_output counts as zero. Null: no ReLU
   View<const float> input;
   const float* packed_weight;
-  View<float> grad_input;  // null: not wanted; stride.w must be 1
+  View<float> grad_input;  // null: not wanted, and always if vectorised over channels; stride.w must be 1
   bool want_weight, want_bias;
 };
 
@@ -54,6 +56,7 @@ struct DirectConv2dKernels {
   void (*forward)(const DirectConv2d&, int64_t n, int64_t band_index, char* workspace);
 
   bool (*backward_plan)(const Conv2dShape&, DirectConv2dBackwardPlan*);
+  // Null where there is no input gradient.
   void (*pack_backward_weight)(const Conv2dShape&, View<const float> weight, float* packed);
   // Writes a slice's grad_input, and adds its part of grad_weight [K, C, R, S] and then grad_bias [K] to sums.
   void (*backward)(const DirectConv2dBackward&, int64_t slice, float* sums, char* workspace);
@@ -67,5 +70,9 @@ bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, Vi
 bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
                             View<const float> input, View<const float> weight, View<float> grad_input,
                             View<float> grad_weight, float* grad_bias);
+
+// The weight gradient alone, where the input gradient is not for this algorithm: of first layers.
+bool direct_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,
+                                   View<float> grad_weight);
 
 }  // namespace cnnfast

@@ -7,6 +7,7 @@
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/direct_conv2d_backward.h"
+#include "cpu/kernels/direct_conv2d_channels_weight.h"
 #include "cpu/kernels/fma_peak.h"
 #include "cpu/kernels/max_pool2d.h"
 #include "cpu/kernels/relu.h"
@@ -27,6 +28,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           kernels_of<bfloat16>(),
           kernels_of<float16>(),
           direct_conv2d_kernels(),
+          direct_conv2d_channels_kernels(),
           winograd_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),
           fma_peak_kernel()};

@@ -295,6 +295,31 @@ CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int
 #endif
 }
 
+// to[column][row] = from[row][column] for 8 rows of 4 columns: two blocks side by side in registers of 32 bytes, half
+// the shuffles and stores of one after the other.
+CNNFAST_INLINE void transpose_8x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  typedef float Half __attribute__((vector_size(16)));
+  typedef float Whole __attribute__((vector_size(32)));
+  Whole row[4];  // rows b and b + 4
+#pragma GCC unroll 4
+  for (int b = 0; b < 4; ++b) {
+    Half low, high;
+    std::memcpy(&low, from + b * from_stride, sizeof low);
+    std::memcpy(&high, from + (b + 4) * from_stride, sizeof high);
+    row[b] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+  }
+  const Whole ab_low = __builtin_shufflevector(row[0], row[1], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Whole ab_high = __builtin_shufflevector(row[0], row[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const Whole cd_low = __builtin_shufflevector(row[2], row[3], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Whole cd_high = __builtin_shufflevector(row[2], row[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  const Whole column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13),
+                           __builtin_shufflevector(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15),
+                           __builtin_shufflevector(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13),
+                           __builtin_shufflevector(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15)};
+#pragma GCC unroll 4
+  for (int b = 0; b < 4; ++b) std::memcpy(to + b * to_stride, &column[b], sizeof(Whole));
+}
+
 // to[column][row] = from[row][column], both dense in their last dimension. In blocks, the last row and column of which
 // overlap their neighbours.
 template <class T>
