@@ -1,6 +1,7 @@
 // conv2d on the CPU as its ops call it: which algorithm takes a shape, on all threads.
 #pragma once
 
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/device.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
@@ -13,6 +14,7 @@ void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
     if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
   }
+  if (depthwise_conv2d_forward<T>(s, input, weight, bias, relu, output)) return;
   implicit_gemm_forward<T>(s, input, weight, bias, relu, output);
 }
 
@@ -22,22 +24,23 @@ bool conv2d_relu_backward(Cpu, const Conv2dShape& s, View<const T> grad_output, 
                           View<const T> input, View<const T> weight, View<T> grad_input, View<T> grad_weight,
                           T* grad_bias) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    return direct_conv2d_backward(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias);
-  } else {
-    return false;
+    if (direct_conv2d_backward(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias)) return true;
   }
+  return depthwise_conv2d_backward<T>(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias);
 }
 
 // Also the forward pass of the transposed convolution, whose bias [C] may be null.
 template <class T>
 void conv2d_backward_input(Cpu, const Conv2dShape& s, View<const T> grad_output, View<const T> weight, const T* bias,
                            View<T> grad_input) {
+  if (depthwise_conv2d_backward_input<T>(s, grad_output, weight, bias, grad_input)) return;
   implicit_gemm_backward_input<T>(s, grad_output, weight, bias, grad_input);
 }
 
 template <class T>
 void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View<const T> grad_output,
                             View<T> grad_weight) {
+  if (depthwise_conv2d_backward<T>(s, grad_output, {}, input, {}, {}, grad_weight, nullptr)) return;
   implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
 }
 
