@@ -19,7 +19,7 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
   if (!kernels.plan(shape, input_gradient, source.stride.c == 1, &plan)) return false;
   Workspace workspace(Workspace::needed<A>(plan.packed_weight));
   A* packed = workspace.take<A>(plan.packed_weight);
-  kernels.pack_weight(shape, plan, input_gradient, weight, bias, packed);
+  kernels.pack_weight(shape, input_gradient, weight, bias, packed);
   const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, low, std::numeric_limits<A>::infinity(),
                                output};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {
@@ -57,7 +57,7 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
   Workspace workspace(Workspace::needed<A>(plan.packed_weight) + Workspace::needed<A>(sums_size));
   A* packed = workspace.take<A>(plan.packed_weight);
   A* sums = workspace.take<A>(sums_size);
-  if (want_input) kernels.pack_weight(shape, plan, true, weight, nullptr, packed);
+  if (want_input) kernels.pack_weight(shape, true, weight, nullptr, packed);
   const DepthwiseBackward<T> job{shape, plan,       grad_output, output,
                                  input, packed,     grad_input,  want_weight,
                                  grad_bias != nullptr};

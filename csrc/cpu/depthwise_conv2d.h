@@ -13,7 +13,8 @@ namespace cnnfast {
 // A unit is a band of rows of one block of channels of one image; a task is a slice of the (image, band) pairs for a
 // group of the blocks.
 struct DepthwisePlan {
-  int64_t block, blocks;    // channels in a block: one, whose columns fill the registers, or as many as there are lanes
+  int64_t blocks;           // of as many channels as a register has lanes
+  int64_t rows;             // of a plane
   int64_t band, bands;      // rows of a unit, and units per plane
   int64_t slices, groups;   // the product is the number of tasks
   int64_t packed_weight;    // elements
@@ -52,8 +53,7 @@ struct DepthwiseKernels {
   // Whether depthwise is the algorithm for this shape, and its tasks.
   bool (*plan)(const Conv2dShape&, bool input_gradient, bool channels_last, DepthwisePlan*);
   // bias may be null.
-  void (*pack_weight)(const Conv2dShape&, const DepthwisePlan&, bool input_gradient, View<const T> weight,
-                      const T* bias, Sum* packed);
+  void (*pack_weight)(const Conv2dShape&, bool input_gradient, View<const T> weight, const T* bias, Sum* packed);
   void (*gather)(const DepthwiseGather<T>&, int64_t task, char* workspace);
 
   bool (*backward_plan)(const Conv2dShape&, bool channels_last, DepthwisePlan*);
