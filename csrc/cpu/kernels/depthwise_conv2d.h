@@ -19,7 +19,7 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int kDepthwiseRows = 4;
 // What a unit works on is to stay near the first cache level, a band of all channels, where they lie together, in the
 // second.
-constexpr int64_t kDepthwiseSlabBytes = 48 << 10, kDepthwiseBandBytes = 384 << 10;
+constexpr int64_t kDepthwiseSlabBytes = 48 << 10, kDepthwiseBandBytes = 640 << 10;
 
 // One axis of the gathers: output i of part a is at i * parts + a. Outputs i of all parts read source coordinates from
 // i * step + low to i * step + reach; with the input gradient, coordinate i is one of these.
@@ -132,7 +132,10 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
         sum[t.value] = sum[t.value] > high ? high : sum[t.value];
       });
     }
-    unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA { store_vec(out + t.value * job.out_pitch, sum[t.value]); });
+    unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
+      store_vec(out + t.value * job.out_pitch, sum[t.value]);
+      __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
+    });
   }
 }
 
