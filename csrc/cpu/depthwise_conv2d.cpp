@@ -58,9 +58,8 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
   A* packed = workspace.take<A>(plan.packed_weight);
   A* sums = workspace.take<A>(sums_size);
   if (want_input) kernels.pack_weight(shape, true, weight, nullptr, packed);
-  const DepthwiseBackward<T> job{shape, plan,       grad_output, output,
-                                 input, packed,     grad_input,  want_weight,
-                                 grad_bias != nullptr};
+  const DepthwiseBackward<T> job{shape,      plan,        grad_output,         output, input, packed,
+                                 grad_input, want_weight, grad_bias != nullptr};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels.backward(job, task, sums, scratch.take<char>(plan.workspace_bytes));
@@ -69,12 +68,10 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
   return true;
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                    \
-  template bool depthwise_conv2d_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool,        \
-                                         View<T>);                                                                \
-  template bool depthwise_conv2d_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*,       \
-                                                View<T>);                                                         \
-  template bool depthwise_conv2d_backward(const Conv2dShape&, View<const T>, View<const T>, View<const T>,        \
+#define CNNFAST_INSTANTIATE(T)                                                                                        \
+  template bool depthwise_conv2d_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool, View<T>);  \
+  template bool depthwise_conv2d_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>); \
+  template bool depthwise_conv2d_backward(const Conv2dShape&, View<const T>, View<const T>, View<const T>,            \
                                           View<const T>, View<T>, View<T>, T*);
 CNNFAST_FOR_EACH_TYPE(CNNFAST_INSTANTIATE)
 #undef CNNFAST_INSTANTIATE

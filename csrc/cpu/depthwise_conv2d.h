@@ -57,7 +57,7 @@ struct DepthwiseKernels {
   void (*gather)(const DepthwiseGather<T>&, int64_t task, char* workspace);
 
   bool (*backward_plan)(const Conv2dShape&, bool channels_last, DepthwisePlan*);
-  // Writes the task's part of grad_input, and of its slice's sums; add_up says where these are.
+  // Writes the task's part of grad_input and of the sums, slice after slice.
   void (*backward)(const DepthwiseBackward<T>&, int64_t task, Sum* sums, char* workspace);
   // Adds up the slices, in order, and writes them to the gradients, each of which may be null.
   void (*finish)(const Conv2dShape&, const DepthwisePlan&, const Sum* sums, View<T> grad_weight, T* grad_bias);

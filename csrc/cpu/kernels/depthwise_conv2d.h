@@ -13,6 +13,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/depthwise_slab.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -143,8 +144,7 @@ template <int kR, int kS, int kStep, class A>
 static void depthwise_rows(const DepthwiseRows<A>& job) {
   for (int64_t i = 0; i < job.rows; i += kDepthwiseRows) {
     with_constant<1, kDepthwiseRows>(min<int64_t>(kDepthwiseRows, job.rows - i), [&](auto rows) {
-      depthwise_row_tiles<kR, kS, kStep, rows.value>(job, job.x + i * kStep * job.x_pitch,
-                                                     job.out + i * job.out_pitch);
+      depthwise_row_tiles<kR, kS, kStep, rows.value>(job, job.x + i * kStep * job.x_pitch, job.out + i * job.out_pitch);
     });
   }
 }
@@ -179,7 +179,8 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
   for (int64_t pair = slice * pairs / plan.slices; pair < (slice + 1) * pairs / plan.slices; ++pair) {
     for (int64_t block = group * plan.blocks / plan.groups; block < (group + 1) * plan.blocks / plan.groups; ++block) {
       const int64_t c = block * kLanes<A>, first = pair % plan.bands * plan.band;
-      body(DepthwiseUnit{pair / plan.bands, c, min<int64_t>(kLanes<A>, s.C - c), first, min(plan.band, plan.rows - first)},
+      body(DepthwiseUnit{pair / plan.bands, c, min<int64_t>(kLanes<A>, s.C - c), first,
+                         min(plan.band, plan.rows - first)},
            block);
     }
   }
@@ -202,16 +203,18 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Com
       pitch = output.stride.h, pixel = output.stride.w;
     }
   }
+  if (out == scratch.result)
+    prefetch_for_writing(View<T>{output.at(0, unit.c, 0, 0), output.stride}, unit.n, unit.channels, top, rows, W);
   const int64_t source_pitch = scratch.source_columns * kLanes<A>;
   for (int64_t a = 0; a < axes.h.parts; ++a) {
     const GatherAxis& h = axes.h.part[a];
     for (int64_t b = 0; b < axes.w.parts; ++b) {
       const GatherAxis& w = axes.w.part[b];
       const A* x = scratch.source + (h.origin - axes.h.low) * source_pitch + (w.origin - axes.w.low) * kLanes<A>;
-      depthwise_rows<A>(h.taps, axes.h.step,
-                        {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, low, high,
-                         out + a * pitch + b * pixel, axes.h.parts * pitch, axes.w.parts * pixel,
-                         min(unit.rows, h.outputs - unit.first), w.outputs});
+      depthwise_rows<A>(
+          h.taps, axes.h.step,
+          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, low, high, out + a * pitch + b * pixel,
+           axes.h.parts * pitch, axes.w.parts * pixel, min(unit.rows, h.outputs - unit.first), w.outputs});
       weight += (1 + h.taps * w.taps) * kLanes<A>;
     }
   }

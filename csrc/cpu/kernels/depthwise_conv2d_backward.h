@@ -113,8 +113,8 @@ static void add_depthwise_sums(const DepthwiseBackward<T>& job, const DepthwiseA
              -s.pad_left, scratch.input_columns, s.H, s.W},
             job.input, scratch.input);
   fill_zeros(scratch.sums, taps);
-  const DepthwiseWeightRows<A> part{scratch.input, scratch.input_columns * kLanes<A>, s.stride_w * kLanes<A>, dy,
-                                    pitch, rows, s.Q};
+  const DepthwiseWeightRows<A> part{
+      scratch.input, scratch.input_columns * kLanes<A>, s.stride_w * kLanes<A>, dy, pitch, rows, s.Q};
   with_constant<1, 2>(s.stride_h, [&](auto step) {
     if (s.R == 3) depthwise_weight_grads<3, step.value>(part, s.S, scratch.sums);
     if (s.R == 5) depthwise_weight_grads<5, step.value>(part, s.S, scratch.sums);
@@ -137,10 +137,14 @@ static void depthwise_backward(const DepthwiseBackward<T>& job, int64_t task, Co
   sums += task / plan.groups * plan.sums;
   for (int64_t i = first * block_sums; i < last * block_sums; ++i) sums[i] = 0;
   for_each_unit<A>(s, plan, task, [&](const DepthwiseUnit& unit, int64_t block) {
-    const SlabWindow window{unit.n,      unit.c,
-                            unit.channels, unit.first + axes.h.low,
-                            axes.h.span(unit.rows), axes.w.low,
-                            gradient.source_columns, s.P,
+    const SlabWindow window{unit.n,
+                            unit.c,
+                            unit.channels,
+                            unit.first + axes.h.low,
+                            axes.h.span(unit.rows),
+                            axes.w.low,
+                            gradient.source_columns,
+                            s.P,
                             s.Q};
     fill_slab(window, job.grad_output, gradient.source);
     if (job.output.data != nullptr) {
@@ -163,9 +167,8 @@ template <class A>
 static bool depthwise_backward_plan(const Conv2dShape& s, bool channels_last, DepthwisePlan* plan) {
   if (!is_depthwise(s, kLanes<A>)) return false;
   const DepthwiseAxes axes(s, true);
-  *plan = cut_depthwise<A>(s, axes, channels_last, kDepthwiseSlices, [&](int64_t band) {
-    return DepthwiseBackwardScratch<A>(s, axes, band, nullptr).bytes;
-  });
+  *plan = cut_depthwise<A>(s, axes, channels_last, kDepthwiseSlices,
+                           [&](int64_t band) { return DepthwiseBackwardScratch<A>(s, axes, band, nullptr).bytes; });
   return true;
 }
 
@@ -189,8 +192,8 @@ static void finish_depthwise(const Conv2dShape& s, const DepthwisePlan& plan, co
 
 template <class T>
 constexpr DepthwiseKernels<T> depthwise_kernels() {
-  return {depthwise_plan<Compute<T>>, pack_depthwise<T>,     depthwise_gather<T>, depthwise_backward_plan<Compute<T>>,
-          depthwise_backward<T>,      finish_depthwise<T>};
+  return {depthwise_plan<Compute<T>>,          pack_depthwise<T>,     depthwise_gather<T>,
+          depthwise_backward_plan<Compute<T>>, depthwise_backward<T>, finish_depthwise<T>};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -72,8 +72,9 @@ __attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch,
     if (q < columns) add(q, Constant<0>{});
   }
   unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
-    unroll<kTaps>(
-        [&](auto t) CNNFAST_INLINE_LAMBDA { sums[k.value * sum_stride + t.value] += lane_sum<float>(sum[k.value][t.value]); });
+    unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
+      sums[k.value * sum_stride + t.value] += lane_sum<float>(sum[k.value][t.value]);
+    });
   });
 }
 
