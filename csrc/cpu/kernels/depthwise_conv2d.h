@@ -5,7 +5,7 @@
 //
 // A register holds one pixel of neighbouring channels, which are copied to a slab first (depthwise_slab.h). A tile is
 // 4 pixels below one another: what several of them read is loaded once. The weights of up to 9 taps stay in registers;
-// those of more are loaded for each tile, a column of taps at a time.
+// those of more are loaded for each two tiles, a column of taps at a time.
 #pragma once
 
 #include "common/gather_conv.h"
@@ -103,17 +103,21 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
       });
     });
   };
-  if constexpr (kS > 0) load_weights(0);
-  for (int64_t j = 0; j < job.columns; ++j, x += job.x_step, out += job.out_step) {
-    Vec<A> sum[kRows];
-    unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA { sum[t.value] = load_vec(job.weight); });
+  const auto tile = [&](auto pixels) CNNFAST_INLINE_LAMBDA {
+    constexpr int kPixels = pixels.value;
+    Vec<A> sum[kPixels][kRows];
+    unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
+      unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA { sum[j.value][t.value] = load_vec(job.weight); });
+    });
     const auto add = [&](const A* row) CNNFAST_INLINE_LAMBDA {
       unroll<(kRows - 1) * kStep + kR>([&](auto i) CNNFAST_INLINE_LAMBDA {
-        unroll<kTapColumns>([&](auto s) CNNFAST_INLINE_LAMBDA {
-          const Vec<A> value = load_vec(row + s.value * kLanes<A>);
-          unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
-            constexpr int kTap = i.value - t.value * kStep;
-            if constexpr (kTap >= 0 && kTap < kR) sum[t.value] += weight[s.value][kTap] * value;
+        unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
+          unroll<kTapColumns>([&](auto s) CNNFAST_INLINE_LAMBDA {
+            const Vec<A> value = load_vec(row + j.value * job.x_step + s.value * kLanes<A>);
+            unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
+              constexpr int kTap = i.value - t.value * kStep;
+              if constexpr (kTap >= 0 && kTap < kR) sum[j.value][t.value] += weight[s.value][kTap] * value;
+            });
           });
         });
         row += job.x_pitch;
@@ -127,17 +131,28 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
         add(x + s * kLanes<A>);
       }
     }
-    if (clamps) {  // NaN stays
+    x += kPixels * job.x_step;
+    unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
       unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
-        sum[t.value] = sum[t.value] < low ? low : sum[t.value];
-        sum[t.value] = sum[t.value] > high ? high : sum[t.value];
+        Vec<A> y = sum[j.value][t.value];
+        if (clamps) {  // NaN stays
+          y = y < low ? low : y;
+          y = y > high ? high : y;
+        }
+        store_vec(out + t.value * job.out_pitch, y);
+        __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
       });
-    }
-    unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
-      store_vec(out + t.value * job.out_pitch, sum[t.value]);
-      __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
+      out += job.out_step;
     });
+  };
+  int64_t j = 0;
+  if constexpr (kS > 0) {
+    load_weights(0);
+  } else {
+    // Four chains of many additions would be waited for; and two pixels share what is loaded of the weights.
+    for (; j + 2 <= job.columns; j += 2) tile(Constant<2>{});
   }
+  for (; j < job.columns; ++j) tile(Constant<1>{});
 }
 
 template <int kR, int kS, int kStep, class A>
