@@ -28,6 +28,21 @@ CASES = [
     Case("kernel_beyond_depth", "conv2d", (1, 2, 24, 23), (3, 2, 20, 19), True, {"stride": 2}),
     Case("stride_beyond_input", "conv2d", (2, 3, 9, 8), (4, 3, 3, 2), True,
          {"stride": (1_000_003, 2**33), "padding": 1, "dilation": (2, 3)}),
+    Case("depthwise_bands", "conv2d", (2, 20, 70, 61), (20, 1, 3, 3), True, {"padding": 1, "groups": 20}),
+    Case("depthwise_bands_stride_2", "conv2d", (2, 9, 90, 41), (9, 1, 5, 5), True,
+         {"stride": 2, "padding": 2, "groups": 9}),
+    Case("depthwise_slices", "conv2d", (19, 16, 14, 14), (16, 1, 3, 3), True,
+         {"stride": 2, "padding": 1, "groups": 16}),
+    Case("depthwise_7x3_stride_2_1", "conv2d", (1, 12, 12, 9), (12, 1, 7, 3), True,
+         {"stride": (2, 1), "padding": (3, 0), "groups": 12}),
+    Case("depthwise_5x7_wide_padding", "conv2d", (2, 11, 4, 5), (11, 1, 5, 7), False,
+         {"stride": (1, 2), "padding": (6, 9), "groups": 11}),
+    Case("depthwise_same", "conv2d", (1, 33, 8, 7), (33, 1, 3, 5), True, {"padding": "same", "groups": 33}),
+    Case("depthwise_unread_input", "conv2d", (2, 8, 8, 10), (8, 1, 3, 3), False, {"stride": 2, "groups": 8}),
+    Case("depthwise_one_pixel", "conv2d", (1, 24, 1, 1), (24, 1, 3, 3), True,
+         {"stride": 2, "padding": 1, "groups": 24}),
+    Case("depthwise", "conv_transpose2d", (2, 18, 6, 5), (18, 1, 3, 3), True,
+         {"stride": 2, "padding": 1, "output_padding": 1, "groups": 18, "dilation": 1}),
     Case("no_pixel", "conv_transpose2d", (0, 3, 0, 8), (3, 4, 3, 3), True,
          {"stride": 1, "padding": 1, "output_padding": 0, "groups": 1, "dilation": 1}),
     Case("classes_without_tap", "conv_transpose2d", (2, 5, 4, 3), (5, 6, 2, 1), True,
@@ -101,7 +116,7 @@ def test_every_case(case: Case, isa: str) -> None:
     check(case, torch.float64, isa, "channels_last", "contiguous", "channels_last")
 
 
-SMALL = [c for c in CASES if c.label in ("lopsided", "groups", "7x7_stride_2")]
+SMALL = [c for c in CASES if c.label in ("lopsided", "groups", "7x7_stride_2", "depthwise", "depthwise_bands_stride_2")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -123,6 +138,27 @@ def test_relu_keeps_nan(isa: str) -> None:
     assert plain.isnan().sum() == 7
     clipped = ops.conv2d_relu(input, weight, None, *arguments)
     torch.testing.assert_close(clipped, plain.relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_depthwise_keeps_to_its_channel(isa: str, layout: str) -> None:
+    """A NaN reaches what torch lets it reach: neither neighbouring channels nor, in gradients, windows beside it."""
+    assert ops.set_cpu_isa(isa)
+    case = Case("nan", "conv2d_relu", (2, 20, 9, 11), (20, 1, 3, 3), True, {"stride": 2, "padding": 1, "groups": 20})
+    input, weight, bias = make_tensors(case, torch.float32, seed=5, layout=layout)
+    input[1, 3, 4, 10], input[0, 19, 8, 0] = float("nan"), float("inf")
+    expected = F.conv2d(input, weight, bias, stride=2, padding=1, groups=20).relu()
+    output = ops.conv2d_forward(input, weight, bias, options_of(case), True)
+    torch.testing.assert_close(output, expected, equal_nan=True)
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(6))
+    clipped = torch.where(expected <= 0, 0, grad_output)
+    mask = [True, True, True]
+    gradients = ops.conv2d_relu_backward(grad_output, output, input, weight, options_of(case), mask)
+    backward = torch.ops.aten.convolution_backward
+    references = backward(clipped, input, weight, [20], [2, 2], [1, 1], [1, 1], False, [0, 0], 20, mask)
+    for actual, reference_gradient in zip(gradients, references):
+        torch.testing.assert_close(actual, reference_gradient, equal_nan=True)
 
 
 @pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])

@@ -1,6 +1,7 @@
 // conv2d on the CPU as its ops call it: which algorithm takes a shape, on all threads.
 #pragma once
 
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/device.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
@@ -15,6 +16,7 @@ void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T
     if (winograd_conv2d_forward(s, input, weight, bias, relu, output)) return;
     if (direct_conv2d_forward(s, input, weight, bias, relu, output)) return;
   }
+  if (depthwise_conv2d_forward<T>(s, input, weight, bias, relu, output)) return;
   implicit_gemm_forward<T>(s, input, weight, bias, relu, output);
 }
 
@@ -24,10 +26,9 @@ bool conv2d_relu_backward(Cpu, const Conv2dShape& s, View<const T> grad_output, 
                           View<const T> input, View<const T> weight, View<T> grad_input, View<T> grad_weight,
                           T* grad_bias) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    return direct_conv2d_backward(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias);
-  } else {
-    return false;
+    if (direct_conv2d_backward(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias)) return true;
   }
+  return depthwise_conv2d_backward<T>(s, grad_output, output, input, weight, grad_input, grad_weight, grad_bias);
 }
 
 // Also the forward pass of the transposed convolution, whose bias [C] may be null.
@@ -37,6 +38,7 @@ void conv2d_backward_input(Cpu, const Conv2dShape& s, View<const T> grad_output,
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
     if (winograd_conv2d_backward_input(s, grad_output, weight, bias, grad_input)) return;
   }
+  if (depthwise_conv2d_backward_input<T>(s, grad_output, weight, bias, grad_input)) return;
   implicit_gemm_backward_input<T>(s, grad_output, weight, bias, grad_input);
 }
 
@@ -47,6 +49,7 @@ void conv2d_backward_weight(Cpu, const Conv2dShape& s, View<const T> input, View
     if (winograd_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
     if (direct_conv2d_backward_weight(s, input, grad_output, grad_weight)) return;
   }
+  if (depthwise_conv2d_backward<T>(s, grad_output, {}, input, {}, {}, grad_weight, nullptr)) return;
   implicit_gemm_backward_weight<T>(s, input, grad_output, grad_weight);
 }
 

@@ -5,6 +5,7 @@
 #include "cpu/avg_pool2d.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/fma_peak.h"
 #include "cpu/max_pool2d.h"
@@ -17,6 +18,7 @@ namespace cnnfast {
 template <class T>
 struct KernelsOf {
   Conv2dKernels<T> conv2d;
+  DepthwiseKernels<T> depthwise;
   ReluKernels<T> relu;
   MaxPool2dKernels<T> max_pool2d;
   AvgPool2dKernels<T> avg_pool2d;

@@ -1,7 +1,8 @@
-// The convolutions without a pool, implicit GEMM and direct, of every instruction set and storage type against seven
-// plain loops.
+// The convolutions without a pool, implicit GEMM, direct and depthwise, of every instruction set and storage type
+// against seven plain loops.
 #include <omp.h>
 
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/direct_conv2d.h"
 #include "cpu/implicit_gemm.h"
 #include "kernels_testing.h"
@@ -62,6 +63,18 @@ constexpr Geometry kGeometries[] = {
     {5, 2, 3, 3, 17, 3, 3, 1, 4, 4, 1, 1, 1, 1, 1, 1},   // input that no window reads
     {1, 300, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // many channels to one pixel
     {0, 3, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},    // no images
+};
+
+// For algorithm `depthwise` to take.
+constexpr Geometry kDepthwiseGeometries[] = {
+    {2, 17, 14, 13, 17, 3, 3, 17, 1, 1, 1, 1, 1, 1, 1, 1},  // a block of channels that is not full
+    {3, 16, 15, 14, 16, 3, 3, 16, 2, 2, 1, 1, 1, 1, 1, 1},  // and full ones
+    {1, 9, 70, 40, 9, 5, 5, 9, 1, 1, 2, 2, 2, 2, 1, 1},     // more than one band
+    {1, 9, 70, 41, 9, 5, 5, 9, 2, 2, 0, 1, 1, 0, 1, 1},
+    {2, 12, 9, 8, 12, 7, 3, 12, 2, 1, 3, 3, 9, 9, 1, 1},  // columns of nothing but padding
+    {1, 20, 9, 10, 20, 7, 7, 20, 1, 2, 3, 2, 6, 0, 1, 1},
+    {2, 10, 8, 10, 10, 3, 5, 10, 2, 2, 0, 0, 0, 0, 1, 1},  // input that no window reads
+    {1, 24, 1, 1, 24, 3, 3, 24, 2, 2, 1, 1, 1, 1, 1, 1},
 };
 
 template <class T>
@@ -149,6 +162,24 @@ struct Example {
     for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(made.bias[k], rounded<T>(grad_bias[static_cast<size_t>(k)]));
   }
 
+  // Whether algorithm `depthwise` takes this example, and with the right results.
+  bool check_depthwise() const {
+    Operands<T> made(s, layout), all(s, layout);
+    if (!depthwise_conv2d_forward<T>(s, given.input.view(), given.weight.view(),
+                                     with_bias ? given.bias.data() : nullptr, with_bias, made.output.view()))
+      return false;
+    check_equal_to(made.output, output, with_bias);
+    CHECK(depthwise_conv2d_backward_input<T>(s, given.output.view(), given.weight.view(),
+                                             with_bias ? given.input_bias.data() : nullptr, made.input.view()));
+    check_equal_to(made.input, grad_input);
+    CHECK(depthwise_conv2d_backward<T>(s, given.output.view(), {}, given.input.view(), given.weight.view(),
+                                       all.input.view(), all.weight.view(), all.bias.data()));
+    if (!with_bias) check_equal_to(all.input, grad_input);  // the expected one of the others contains a bias
+    check_equal_to(all.weight, grad_weight);
+    for (int64_t k = 0; k < s.K; ++k) CHECK_EQ(all.bias[k], rounded<T>(grad_bias[static_cast<size_t>(k)]));
+    return true;
+  }
+
   // Whether algorithm `direct` takes this example, and with the right result.
   bool check_direct() const {
     Operands<T> made(s, layout);
@@ -211,12 +242,12 @@ struct Example {
 }  // namespace
 
 // Calls body(i, example) for each geometry i, layout and instruction set; every other example has a bias and a ReLU.
-template <class T, class Body>
-void for_each_example(const Body& body) {
-  for (size_t i = 0; i < std::size(kGeometries); ++i) {
+template <class T, size_t kCount, class Body>
+void for_each_example(const Geometry (&geometries)[kCount], const Body& body) {
+  for (size_t i = 0; i < kCount; ++i) {
     for (const Layout layout : kLayouts) {
       const bool with_bias = (i + static_cast<size_t>(layout)) % 2 == 0;
-      const Example<T> example(kGeometries[i].shape(), layout, with_bias);
+      const Example<T> example(geometries[i].shape(), layout, with_bias);
       for (const CpuKernels* kernels : runnable_kernels()) {
         WHERE(kernels->isa, " ", type_name<T>(), " geometry ", i, " layout ", static_cast<int>(layout));
         set_cpu_isa(kernels->isa);
@@ -230,13 +261,13 @@ TEST(implicit_gemm) {
   omp_set_num_threads(2);
   for_each_type([](auto zero) {
     using T = decltype(zero);
-    for_each_example<T>([](size_t, const Example<T>& example) { example.check(); });
+    for_each_example<T>(kGeometries, [](size_t, const Example<T>& example) { example.check(); });
   });
 }
 
 TEST(direct) {
   omp_set_num_threads(2);
-  for_each_example<float>([](size_t i, const Example<float>& example) {
+  for_each_example<float>(kGeometries, [](size_t i, const Example<float>& example) {
     const bool taken = example.check_direct();
     // Of fewer channels it depends on the register's width whether lanes over them repay.
     const bool first_layer = i < kFirstLayers && example.s.C <= kFirstLayerChannels && example.s.K >= 30;
@@ -245,6 +276,18 @@ TEST(direct) {
     if (i < kDirectBackwardGeometries) CHECK_EQ(backward_taken, example.given.input.stride.w == 1);
     const bool sums_taken = example.check_direct_backward(false);
     if (first_layer) CHECK(sums_taken);
+  });
+}
+
+TEST(depthwise) {
+  omp_set_num_threads(2);
+  for_each_type([](auto zero) {
+    using T = decltype(zero);
+    for_each_example<T>(kDepthwiseGeometries,
+                        [](size_t, const Example<T>& example) { CHECK(example.check_depthwise()); });
+    for_each_example<T>(kGeometries, [](size_t, const Example<T>& example) {
+      CHECK_EQ(example.check_depthwise(), false);  // channels with more than one output, or too few of them
+    });
   });
 }
 

@@ -6,6 +6,7 @@
 #include "cpu/kernels/avg_pool2d.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
+#include "cpu/kernels/depthwise_conv2d_backward.h"
 #include "cpu/kernels/direct_conv2d_backward.h"
 #include "cpu/kernels/direct_conv2d_channels_weight.h"
 #include "cpu/kernels/fma_peak.h"
@@ -17,7 +18,8 @@ namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {conv2d_kernels<T>(), relu_kernels<T>(), max_pool2d_kernels<T>(), avg_pool2d_kernels<T>()};
+  return {conv2d_kernels<T>(), depthwise_kernels<T>(), relu_kernels<T>(), max_pool2d_kernels<T>(),
+          avg_pool2d_kernels<T>()};
 }
 
 constexpr CpuKernels make_kernels(const char* isa) {

@@ -42,29 +42,6 @@ struct BackwardBand {
   }
 };
 
-template <int kDistance, int... kLane>
-CNNFAST_INLINE Vec<float> rotate(Vec<float> v, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<float>)...);
-}
-
-// Every lane in one number, in a fixed order.
-template <int kDistance = kLanes<float> / 2>
-CNNFAST_INLINE float lane_sum(Vec<float> v) {
-  if constexpr (kDistance == 0) {
-    return v[0];
-  } else {
-    return lane_sum<kDistance / 2>(v + rotate<kDistance>(v, std::make_integer_sequence<int, kLanes<float>>{}));
-  }
-}
-
-// Zeros for the lanes from `count` on.
-CNNFAST_INLINE Vec<float> first_lanes(Vec<float> v, int64_t count) {
-  Vec<int32_t> lane;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
-  return lane < broadcast(static_cast<int32_t>(count)) ? v : Vec<float>{};
-}
-
 // Adds to sums[k * sum_stride + t]. What lies right of the last column of `dy` is zero, of `x` anything: not a number
 // times zero is not zero.
 template <int kChannels, int kTaps>
@@ -79,7 +56,7 @@ __attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch,
       Vec<float> xv[kTaps];
       unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
         xv[t.value] = load_vec(x + q + t.value);
-        if constexpr (!whole.value) xv[t.value] = first_lanes(xv[t.value], columns - q);
+        if constexpr (!whole.value) xv[t.value] = first_lanes<float>(xv[t.value], columns - q);
         pin(xv[t.value]);
       });
       const float* g = dy + q;
@@ -95,8 +72,9 @@ __attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch,
     if (q < columns) add(q, Constant<0>{});
   }
   unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
-    unroll<kTaps>(
-        [&](auto t) CNNFAST_INLINE_LAMBDA { sums[k.value * sum_stride + t.value] += lane_sum(sum[k.value][t.value]); });
+    unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
+      sums[k.value * sum_stride + t.value] += lane_sum<float>(sum[k.value][t.value]);
+    });
   });
 }
 
@@ -145,7 +123,7 @@ static void add_bias_grad(const Conv2dShape& conv, const PaddedPlanes& gradient,
       const float* g = dy + k * gradient.plane() + row * gradient.pitch;
       for (int64_t q = 0; q < conv.Q; q += kLanes<float>) sum[row & 1] += load_vec(g + q);
     }
-    sums[k] += lane_sum(sum[0] + sum[1]);
+    sums[k] += lane_sum<float>(sum[0] + sum[1]);
   }
 }
 

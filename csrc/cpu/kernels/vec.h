@@ -11,6 +11,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -101,6 +103,31 @@ CNNFAST_INLINE Vec<float> max_or_second(Vec<float> a, Vec<float> b) {
 #else
   return a > b ? a : b;
 #endif
+}
+
+template <int kDistance, class T, int... kLane>
+CNNFAST_INLINE Vec<T> rotate(Vec<T> v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<T>)...);
+}
+
+// Every lane in one number, in a fixed order.
+template <class T, int kDistance = kLanes<T> / 2>
+CNNFAST_INLINE T lane_sum(Vec<T> v) {
+  if constexpr (kDistance == 0) {
+    return v[0];
+  } else {
+    return lane_sum<T, kDistance / 2>(v + rotate<kDistance, T>(v, std::make_integer_sequence<int, kLanes<T>>{}));
+  }
+}
+
+// Zeros for the lanes from `count` on.
+template <class T>
+CNNFAST_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  Vec<Index> lane;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane < broadcast(static_cast<Index>(count)) ? v : Vec<T>{};
 }
 
 // Whether any lane of a comparison's result is set.

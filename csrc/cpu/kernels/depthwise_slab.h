@@ -1,0 +1,116 @@
+// A block of channels of some rows of one image, copied with their padding to where a register holds one pixel of as
+// many channels as there are lanes, whatever the image's layout and type; and results on the way back.
+#pragma once
+
+#include "cpu/kernels/vec.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+constexpr int64_t kLineBytes = 64;
+
+// Rows [top, top + rows) and columns [left, left + columns) of `channels` channels from c on, of image n of H x W.
+// In its slab, rows and columns lie one after another.
+struct SlabWindow {
+  int64_t n, c, channels;
+  int64_t top, rows, left, columns;
+  int64_t H, W;
+};
+
+template <class A>
+CNNFAST_INLINE void fill_zeros(A* to, int64_t registers) {
+  for (int64_t i = 0; i < registers; ++i) store_vec(to + i * kLanes<A>, Vec<A>{});
+}
+
+template <class T>
+CNNFAST_INLINE Vec<Compute<T>> load_as_sum(const T* from) {
+  using A = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return load_vec(from);
+  } else {
+    A to[kLanes<A>];
+    for (int i = 0; i < kLanes<A>; ++i) to[i] = load(from + i);
+    return load_vec(to);
+  }
+}
+
+template <class T>
+CNNFAST_INLINE void store_sum(T* to, Vec<Compute<T>> sum) {
+  using A = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    store_vec(to, sum);
+  } else {
+    A from[kLanes<A>];
+    store_vec(from, sum);
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i, from[i]);
+  }
+}
+
+// `count` neighbouring pixels.
+template <class T>
+CNNFAST_INLINE void read_pixels(const T* from, const Strides& stride, int64_t channels, int64_t count, Compute<T>* to) {
+  using A = Compute<T>;
+  if (stride.c == 1 && channels == kLanes<A>) {
+    // Unrolled: a loop of one load and one store is bound by its branch. Pixels lie too far apart for the processor to
+    // see what comes next: their next line, which the next blocks of channels read.
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < count; ++i) {
+      store_vec(to + i * kLanes<A>, load_as_sum(from + i * stride.w));
+      __builtin_prefetch(reinterpret_cast<const char*>(from + i * stride.w) + kLineBytes, 0, 2);
+    }
+    return;
+  }
+  if (channels < kLanes<A>) fill_zeros(to, count);
+  if constexpr (sizeof(T) == 4) {
+    if (stride.w == 1) return transpose(from, stride.c, channels, count, to, kLanes<A>);
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < channels; ++c) to[i * kLanes<A> + c] = load(from + i * stride.w + c * stride.c);
+}
+
+template <class T>
+CNNFAST_INLINE void write_pixels(const Compute<T>* from, int64_t channels, int64_t count, T* to,
+                                 const Strides& stride) {
+  using A = Compute<T>;
+  if (stride.c == 1 && channels == kLanes<A>) {
+    for (int64_t i = 0; i < count; ++i) store_sum(to + i * stride.w, load_vec(from + i * kLanes<A>));
+    return;
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (stride.w == 1) return transpose(from, kLanes<A>, count, channels, to, stride.c);
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < channels; ++c) store(to + i * stride.w + c * stride.c, from[i * kLanes<A> + c]);
+}
+
+// What lies outside the image is zero.
+template <class T>
+static void fill_slab(const SlabWindow& window, View<const T> from, Compute<T>* to) {
+  constexpr int64_t kPixel = kLanes<Compute<T>>;
+  const int64_t first = min(max<int64_t>(0, -window.left), window.columns);
+  const int64_t last = max(first, min(window.columns, window.W - window.left));
+  for (int64_t r = 0; r < window.rows; ++r, to += window.columns * kPixel) {
+    const int64_t h = window.top + r;
+    if (h < 0 || h >= window.H || first == last) {
+      fill_zeros(to, window.columns);
+      continue;
+    }
+    fill_zeros(to, first);
+    read_pixels(from.at(window.n, window.c, h, window.left + first), from.stride, window.channels, last - first,
+                to + first * kPixel);
+    fill_zeros(to + last * kPixel, window.columns - last);
+  }
+}
+
+// The way back; all of the window lies inside the image.
+template <class T>
+static void write_slab(const SlabWindow& window, const Compute<T>* from, View<T> to) {
+  constexpr int64_t kPixel = kLanes<Compute<T>>;
+  // Rows without a gap are written as one.
+  const bool joined = to.stride.h == window.columns * to.stride.w;
+  const int64_t rows = joined ? 1 : window.rows, columns = joined ? window.rows * window.columns : window.columns;
+  for (int64_t r = 0; r < rows; ++r)
+    write_pixels(from + r * columns * kPixel, window.channels, columns,
+                 to.at(window.n, window.c, window.top + r, window.left), to.stride);
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
