@@ -16,10 +16,12 @@ struct PixelBlocks {
   int64_t per_row;  // 0: numbered through
 };
 
-// What the shape alone decides about a GatherConv: its tasks, its blocks, its memory.
+// What the shape and the layout alone decide about a GatherConv: its tasks, its blocks, its memory.
 struct GatherPlan {
+  bool indirect;  // the source is read in place: kernels/indirect_gather.h
   PixelBlocks pixels;
   int64_t channels, channel_blocks;  // source channels summed at a time
+  int64_t taps;                      // and taps, if indirect
   int64_t panels, panel_blocks;      // panels of output channels, and the groups of them that are tasks
   int64_t tasks;
   int64_t packed_weight;  // elements, all groups
@@ -41,7 +43,7 @@ template <class T>
 struct Conv2dKernels {
   using Sum = Compute<T>;
 
-  GatherPlan (*plan)(const GatherConv& conv);
+  GatherPlan (*plan)(const GatherConv& conv, const Strides& source, const Strides& output);
   // Packs panel `index` of [0, G * panels) into its place in `packed`.
   void (*pack_weight)(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight, Sum* packed,
                       int64_t index);

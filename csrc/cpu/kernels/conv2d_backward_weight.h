@@ -229,7 +229,7 @@ static void bias_grad(View<const T> grad_output, int64_t P, int64_t Q, int64_t b
 
 template <class T>
 constexpr Conv2dKernels<T> conv2d_kernels() {
-  return {gather_plan<Compute<T>>, pack_weight<T>,        gather<T>,   weight_grad_plan<Compute<T>>,
+  return {gather_plan<T>, pack_weight<T>,        gather<T>,   weight_grad_plan<Compute<T>>,
           weight_grad<T>,          weight_grad_finish<T>, bias_grad<T>};
 }
 

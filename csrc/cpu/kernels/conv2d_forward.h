@@ -10,21 +10,15 @@
 #include "cpu/conv2d.h"
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/indirect_gather.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-// Depth of a packed panel: 256 deep panels of weights and pixels (6 + 16 KB in float) fill three quarters of L1.
-constexpr int64_t kDepth = 256;
 // A task's staged source and tiles are to stay in L2 beside the weights that stream through.
 constexpr size_t kTaskBytes = size_t{320} << 10;
 // Pixels of a block at most; more would only make the staged rows fall out of L2.
 constexpr int64_t kBlockPixels = 512;
-
-// `size` cut in nearly equal parts of at most `most`; the size of a part.
-static inline int64_t even_part(int64_t size, int64_t most) {
-  return size <= most ? size : ceil_div(size, ceil_div(size, most));
-}
 
 static inline PixelBlocks cut_pixels(const GatherConv& conv, int64_t size, int64_t multiple) {
   const int64_t Q = conv.w.outputs;
@@ -60,8 +54,12 @@ struct GatherScratch {
   }
 };
 
-template <class A>
-static GatherPlan gather_plan(const GatherConv& conv) {
+template <class T>
+static GatherPlan gather_plan(const GatherConv& conv, const Strides& source, const Strides& output) {
+  using A = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (conv.C >= kIndirectChannels && source.c == 1 && output.c == 1) return indirect_plan<A>(conv);
+  }
   GatherPlan plan{};
   const int64_t taps = max(conv.taps(), int64_t{1}), pixels = conv.pixels();
   plan.channels = max(even_part(conv.C, max(kDepth / taps, int64_t{1})), int64_t{1});
@@ -102,6 +100,7 @@ static inline int64_t packed_offset(const GatherConv& conv, const GatherPlan& pl
 template <class T>
 static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight,
                         Compute<T>* packed, int64_t index) {
+  if (plan.indirect) return pack_indirect_weight(conv, plan, weight, packed, index);
   const int64_t g = index / plan.panels, panel = index % plan.panels;
   const RowPanels panels(conv.M);
   const int64_t m = panels.begin(panel), rows = panels.begin(panel + 1) - m;
@@ -165,6 +164,9 @@ template <class T>
 static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Compute<T>* packed,
                    const T* bias, bool relu, View<T> output, void* memory, int64_t task) {
   using A = Compute<T>;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, relu, output, memory, task);
+  }
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
   const int64_t panel_begin = part * plan.panels / plan.panel_blocks;

@@ -17,6 +17,13 @@ template <class A>
 constexpr int kPanelWidth = kTileVectors * kLanes<A>;
 template <class A>
 constexpr int kTileSize = kTileRows * kPanelWidth<A>;
+// Depth of a packed panel: 256 deep panels of 6 rows and of 2 registers (6 + 16 KB in float) fill three quarters of L1.
+constexpr int64_t kDepth = 256;
+
+// `size` cut in nearly equal parts of at most `most`; the size of a part.
+static inline int64_t even_part(int64_t size, int64_t most) {
+  return size <= most ? size : ceil_div(size, ceil_div(size, most));
+}
 
 // out[r * out_row + lane] (+)= sum over k of a[r * a_row + k * a_depth] * b[k * b_depth + lane], for kRows rows and
 // kVectors registers of lanes. Operands may be packed or lie as they are in a tensor; without `accumulate` the old
