@@ -176,17 +176,17 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
 #pragma GCC unroll 2
     for (int64_t c = 0; c < block.channels; ++c, weight += kVectors * kLanes<A>) {
       Vec<A> right[kVectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) {
-        right[v] = load_vec(weight + v * kLanes<A>);
-        pin(right[v]);
-      }
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        const Vec<A> left = broadcast(row[r][c]);
-#pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
-      }
+      unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+        Vec<A> loaded = load_vec(weight + v.value * kLanes<A>);
+        pin(loaded);
+        right[v.value] = loaded;
+      });
+      unroll<kRows>([&](auto r) CNNFAST_INLINE_LAMBDA {
+        const Vec<A> left = broadcast(row[r.value][c]);
+        unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+          sum[r.value][v.value] = left * right[v.value] + sum[r.value][v.value];
+        });
+      });
     }
   }
   const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {
