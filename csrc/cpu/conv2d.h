@@ -18,7 +18,8 @@ struct PixelBlocks {
 
 // What the shape and the layout alone decide about a GatherConv: its tasks, its blocks, its memory.
 struct GatherPlan {
-  bool indirect;  // the source is read in place: kernels/indirect_gather.h
+  bool indirect;  // kernels/indirect_gather.h
+  bool in_place;  // the source's rows are read where they lie: no strides, no padding
   PixelBlocks pixels;
   int64_t channels, channel_blocks;  // source channels summed at a time
   int64_t taps;                      // and taps, if indirect
@@ -30,6 +31,7 @@ struct GatherPlan {
 
 // The same for the weight gradient: tasks are (slice of the pixel blocks, group, block of M, block of C).
 struct WeightGradPlan {
+  bool indirect;  // the source is read in place: kernels/row_table.h
   PixelBlocks pixels;
   int64_t channels, channel_blocks;
   int64_t panels, panel_blocks;
@@ -51,7 +53,7 @@ struct Conv2dKernels {
   void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed, const T* bias,
                  bool relu, View<T> output, void* scratch, int64_t task);
 
-  WeightGradPlan (*weight_grad_plan)(const GatherConv& forward);
+  WeightGradPlan (*weight_grad_plan)(const GatherConv& forward, const Strides& input);
   // Sums one slice of one block (task = slice * blocks + block) into partial[task * block_size ...).
   void (*weight_grad)(const GatherConv& forward, const WeightGradPlan& plan, View<const T> input,
                       View<const T> grad_output, Sum* partial, void* scratch, int64_t task);

@@ -104,7 +104,7 @@ void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input
                                    View<T> grad_weight) {
   const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
   const GatherConv conv = forward_gather(shape);
-  const WeightGradPlan plan = kernels.weight_grad_plan(conv);
+  const WeightGradPlan plan = kernels.weight_grad_plan(conv, input.stride);
   const int64_t sums = plan.slices * plan.blocks * plan.block_size;
   Workspace workspace(Workspace::needed<Compute<T>>(sums));
   Compute<T>* partial = workspace.take<Compute<T>>(sums);

@@ -1,6 +1,5 @@
 // GatherConv by `implicit_gemm` for sources whose channels are neighbours (channels_last): nothing is staged or packed
-// but the weights. A table says where each tap of each pixel lies, a row of zeros standing for the padding, so strides,
-// dilation and borders cost nothing in the loop, which reads the source in place (the "indirect convolution").
+// but the weights.
 //
 //   output[pixel, m] = sum over (tap, c) of row[tap][pixel][c] * weight[(tap, c), m]
 //
@@ -11,28 +10,13 @@
 #include "cpu/conv2d.h"
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/row_table.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
 // A task's pixels, 256 channels deep, fill a fifth of L2. A multiple of the heights of both tiles, 6 and 4.
 constexpr int64_t kIndirectPixels = 192, kIndirectRows = 12;
-// From here on, finding the rows of a tap is little beside multiplying them.
-constexpr int64_t kIndirectChannels = 8;
-
-// Output channels in panels of two registers, but the last of three where their number is odd: a single one would have
-// too few sums in flight.
-template <class A>
-struct LanePanels {
-  int64_t total, vectors, count;
-
-  explicit LanePanels(int64_t lanes)
-      : total(lanes), vectors(ceil_div(lanes, kLanes<A>)), count(max<int64_t>(vectors / 2, min<int64_t>(vectors, 1))) {}
-  int64_t begin(int64_t panel) const { return 2 * panel * kLanes<A>; }
-  int64_t width(int64_t panel) const { return panel + 1 < count ? 2 : vectors - 2 * panel; }
-  int64_t lanes(int64_t panel) const { return min(total - begin(panel), width(panel) * kLanes<A>); }
-  int64_t padded() const { return vectors * kLanes<A>; }
-};
 
 // The (tap, c) that are summed at a time.
 struct DepthBlock {
@@ -53,19 +37,13 @@ static void for_each_depth_block(const GatherConv& conv, const GatherPlan& plan,
 }
 
 template <class A>
-struct IndirectScratch {
-  const A** rows;    // [tap][pixel]
+struct IndirectScratch : private Scratch {
+  RowTable<A> table;
   int64_t* outputs;  // of each pixel, its offset in the output
-  A* zeros;
   size_t bytes;
 
-  IndirectScratch(void* memory, const GatherConv& conv, const GatherPlan& plan) {
-    Scratch scratch(memory);
-    rows = scratch.take<const A*>(conv.taps() * plan.pixels.size);
-    outputs = scratch.take<int64_t>(plan.pixels.size);
-    zeros = scratch.take<A>(conv.C);
-    bytes = scratch.used();
-  }
+  IndirectScratch(void* memory, const GatherConv& conv, const GatherPlan& plan)
+      : Scratch(memory), table(*this, conv, plan.pixels), outputs(take<int64_t>(plan.pixels.size)), bytes(used()) {}
 };
 
 template <class A>
@@ -118,38 +96,20 @@ static void pack_indirect_weight(const GatherConv& conv, const GatherPlan& plan,
                       r * weight.r + s * weight.s;
       for (int64_t c = 0; c < block.channels && lanes < width; ++c)
         for (int64_t lane = lanes; lane < width; ++lane) to[c * width + lane] = 0;
-      if constexpr (sizeof(T) == 4) {
-        if (weight.c == 1) {
-          transpose(from, weight.m, lanes, block.channels, to, width);
-          continue;
-        }
-      }
       copy_block(from, weight.m, weight.c, to, width, lanes, block.channels);
     }
   });
 }
 
-// Fills in where the pixels of a block lie; returns their number.
-template <class A>
-static int64_t find_rows(const GatherConv& conv, const PixelBlocks& blocks, int64_t block, View<const A> source,
-                         const Strides& output, const IndirectScratch<A>& s) {
+// Where the pixels of a block lie in the output; returns their number.
+static int64_t find_outputs(const GatherConv& conv, const PixelBlocks& blocks, int64_t block, const Strides& output,
+                            int64_t* offsets) {
   const int64_t P = conv.h.outputs, Q = conv.w.outputs;
   const int64_t begin = block * blocks.size, end = min(begin + blocks.size, conv.pixels());
-  for (int64_t c = 0; c < conv.C; ++c) s.zeros[c] = 0;
-  for (int64_t pixel = begin; pixel < end;) {
-    const int64_t y = pixel / Q, n = y / P, i = y % P, j = pixel % Q, count = min(Q - j, end - pixel);
-    int64_t* to = s.outputs + pixel - begin;
-    for (int64_t q = 0; q < count; ++q) to[q] = n * output.n + i * output.h + (j + q) * output.w;
-    for (int64_t tap = 0; tap < conv.taps(); ++tap) {
-      const A** row = s.rows + tap * blocks.size + pixel - begin;
-      const int64_t h = i * conv.h.step + conv.h.origin + tap / conv.w.taps * conv.h.spread;
-      const int64_t w = j * conv.w.step + conv.w.origin + tap % conv.w.taps * conv.w.spread;
-      const Range inside = h >= 0 && h < conv.h.size ? window_taps(w, count, conv.w.step, conv.w.size) : Range{0, 0};
-      for (int64_t q = 0; q < inside.begin; ++q) row[q] = s.zeros;
-      for (int64_t q = inside.begin; q < inside.end; ++q) row[q] = source.at(n, 0, h, w + q * conv.w.step);
-      for (int64_t q = inside.end; q < count; ++q) row[q] = s.zeros;
-    }
-    pixel += count;
+  for (int64_t pixel = begin, count; pixel < end; pixel += count) {
+    const int64_t y = pixel / Q, j = pixel % Q, first = y / P * output.n + y % P * output.h + j * output.w;
+    count = min(Q - j, end - pixel);
+    for (int64_t q = 0; q < count; ++q) offsets[pixel - begin + q] = first + q * output.w;
   }
   return end - begin;
 }
@@ -234,10 +194,11 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
   const LanePanels<A> panels(conv.M);
   const IndirectScratch<A> s(memory, conv, plan);
   source.data += g * conv.C;
-  const int64_t pixels = find_rows(conv, plan.pixels, block, source, output.stride, s);
+  s.table.fill(conv, plan.pixels, block, source);
+  const int64_t pixels = find_outputs(conv, plan.pixels, block, output.stride, s.outputs);
   for_each_depth_block(conv, plan, [&](const DepthBlock& depth) {
     const bool last = depth.before + depth.depth() == conv.taps() * conv.C;
-    const A* const* rows = s.rows + depth.tap * plan.pixels.size;
+    const A* const* rows = s.table.rows + depth.tap * plan.pixels.size;
     for (int64_t p = part * panels.count / plan.panel_blocks; p < (part + 1) * panels.count / plan.panel_blocks; ++p) {
       const int64_t m = g * conv.M + panels.begin(p);
       const A* weight = packed + indirect_offset<A>(conv, g, depth, p);
