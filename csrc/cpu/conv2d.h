@@ -35,9 +35,10 @@ struct WeightGradPlan {
   PixelBlocks pixels;
   int64_t channels, channel_blocks;
   int64_t panels, panel_blocks;
-  int64_t slices;      // partial sums over the pixel blocks
-  int64_t blocks;      // G * panel_blocks * channel_blocks
-  int64_t block_size;  // elements of one block's partial sum
+  int64_t panel_distance;  // of packed columns, in elements; 0: one panel is packed at a time
+  int64_t slices;          // partial sums over the pixel blocks
+  int64_t blocks;          // G * panel_blocks * channel_blocks
+  int64_t block_size;      // elements of one block's partial sum
   size_t scratch_bytes;
 };
 

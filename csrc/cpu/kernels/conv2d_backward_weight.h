@@ -3,9 +3,9 @@
 //   grad_weight[m, (tap, c)] = sum over pixels of grad_output[m, pixel] * source[pixel, (tap, c)]
 //
 // One task owns, for one slice of the pixel blocks, some panels of output channels times a block of source channels
-// with all taps. Per block of pixels it packs grad_output once and each panel of columns (tap, c) once, and multiplies
-// them all. Columns of one tap are to lie contiguous: a source in channels_last is read in place, another one staged
-// that way. The slices depend on the shape only and are added in their order.
+// with all taps. Per block of pixels it packs grad_output once, unless it is read where it lies, and each panel of
+// columns (tap, c) once, and multiplies them all. Columns of one tap are to lie contiguous: a source in channels_last is
+// packed from there, another one staged that way. The slices depend on the shape only and are added in their order.
 #pragma once
 
 #include "cpu/kernels/conv2d_forward.h"
@@ -15,6 +15,10 @@ namespace cnnfast::CNNFAST_ISA {
 // Columns (tap, c), source channels and panels of output channels of a task: its sums, packed gradients and source stay
 // in L2.
 constexpr int64_t kGradColumns = 576, kGradChannels = 256, kGradPanels = 22;
+// Pixels farther apart than this (1 KB in float) share too few sets of the caches for a block of them to stay there.
+constexpr int64_t kInPlaceChannels = 256;
+// Pixels packed at a time: the processor prefetches what is read in the order of memory.
+constexpr int64_t kPackedPixels = 16;
 
 template <class A>
 static int64_t column_panels(const GatherConv& conv, int64_t channels) {
@@ -37,7 +41,7 @@ struct WeightGradScratch : private Scratch {
         panel_runs(take<int64_t>(column_panels<A>(conv, plan.channels) + 1)),
         table(*this, conv, plan.pixels) {
     staged = take<A>(plan.indirect ? 0 : plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
-    panel = take<A>(plan.pixels.size * 3 * kLanes<A> + kLanes<A>);
+    panel = take<A>(column_panels<A>(conv, plan.channels) * plan.panel_distance + (plan.pixels.size * 3 + 1) * kLanes<A>);
     gradient = take<A>(ceil_div(plan.panels, plan.panel_blocks) * kTileRows * plan.pixels.size);
     bytes = used();
   }
@@ -58,6 +62,9 @@ static WeightGradPlan weight_grad_plan(const GatherConv& conv, const Strides& so
   plan.channel_blocks = ceil_div(conv.C, plan.channels);
   plan.panels = RowPanels(conv.M).count;
   plan.panel_blocks = max(ceil_div(plan.panels, kGradPanels), int64_t{1});
+  // Few multiplications for each pixel: memory is the bound, and panels are packed in its order. Not at a multiple of the
+  // caches' size, at which they would compete for the same lines.
+  if (plan.indirect && taps == 1 && plan.panel_blocks <= 2) plan.panel_distance = (2 * plan.pixels.size + 2) * kLanes<A>;
   plan.blocks = conv.G * plan.panel_blocks * plan.channel_blocks;
   plan.block_size =
       ceil_div(plan.panels, plan.panel_blocks) * kTileRows * LanePanels<A>(plan.channels * conv.taps()).padded();
@@ -111,25 +118,35 @@ static void columns_to_panels(const WeightGradScratch<A>& scratch, const GatherC
   }
 }
 
-// Where a panel of grad_output lies packed: neighbours are the pixels of a row, if they are so in the tensor, or the rows
-// of a pixel.
+// A panel of grad_output as it is multiplied: in the tensor, or packed so that the pixels of a row are neighbours, if they
+// are so in the tensor, or the rows of a pixel.
+template <class A>
 struct GradientPanel {
+  const A* data;
   int64_t row, pixel;
 
-  GradientPanel(const Strides& gradient, int64_t rows, int64_t pixels)
-      : row(gradient.w == 1 ? pixels : 1), pixel(gradient.w == 1 ? 1 : rows) {}
+  GradientPanel(A* packed, const Strides& gradient, int64_t rows, int64_t pixels)
+      : data(packed), row(gradient.w == 1 ? pixels : 1), pixel(gradient.w == 1 ? 1 : rows) {}
+  GradientPanel(const A* in_place, int64_t distance) : data(in_place), row(1), pixel(distance) {}
 };
 
+// Whether all pixels lie at one distance, channels side by side.
 template <class T>
-static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, int64_t rows, const GradientPanel& panel,
-                          Compute<T>* to) {
-  using A = Compute<T>;
+static bool gradient_in_place(const GatherConv& conv, const Strides& gradient) {
+  return std::is_same_v<T, Compute<T>> && gradient.c == 1 && gradient.w <= kInPlaceChannels &&
+         gradient.h == conv.w.outputs * gradient.w && gradient.n == conv.h.outputs * gradient.h;
+}
+
+// to[k * panel.row + q * panel.pixel] = from[channel k, pixel q]
+template <class T>
+static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, int64_t rows,
+                          const GradientPanel<Compute<T>>& panel, Compute<T>* to) {
   if (panel.pixel == 1) return copy_block(from, 1, stride.c, to, panel.row, pixels, rows);
   with_constant<1, kTileRows>(rows, [&](auto count) {
     for (int64_t q = 0; q < pixels; ++q, from += stride.w, to += count.value) {
-      if constexpr (std::is_same_v<T, A>) {
+      if constexpr (std::is_same_v<T, Compute<T>>) {
         if (stride.c == 1) {
-          __builtin_memcpy(to, from, count.value * sizeof(A));
+          __builtin_memcpy(to, from, count.value * sizeof(T));
           continue;
         }
       }
@@ -140,15 +157,16 @@ static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, 
 
 // A panel of gradients times a panel of columns, into a tile that is as wide as these.
 template <class A, int kVectors>
-static void multiply_columns(int64_t rows, int64_t depth, const A* gradient, const GradientPanel& layout,
-                             const A* columns, A* tile, bool accumulate) {
+static void multiply_columns(int64_t rows, int64_t depth, const GradientPanel<A>& gradient, const A* columns, A* tile,
+                             bool accumulate) {
   constexpr int64_t kWidth = kVectors * kLanes<A>;
   constexpr int kMostRows = kVectors > kTileVectors ? kTileRows / 2 : kTileRows;
   for (int64_t begin = 0, count; begin < rows; begin += count) {
     count = even_part(rows - begin, kMostRows);
     with_constant<1, kMostRows>(count, [&](auto tile_rows) {
-      multiply_tile<A, tile_rows.value, kVectors>(depth, gradient + begin * layout.row, layout.row, layout.pixel,
-                                                  columns, kWidth, tile + begin * kWidth, kWidth, accumulate);
+      multiply_tile<A, tile_rows.value, kVectors>(depth, gradient.data + begin * gradient.row, gradient.row,
+                                                  gradient.pixel, columns, kWidth, tile + begin * kWidth, kWidth,
+                                                  accumulate);
     });
   }
 }
@@ -162,6 +180,7 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
   const RowPanels panels(conv.M);
   const LanePanels<A> columns(block.channels * conv.taps());
   const WeightGradScratch<A> s(memory, conv, plan);
+  const bool in_place = gradient_in_place<T>(conv, grad_output.stride);
   columns_to_panels(s, conv, plan, block);
   A* sums = partial + task * plan.block_size;
 
@@ -182,26 +201,44 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
     } else if constexpr (std::is_same_v<T, A>) {
       s.table.fill(conv, plan.pixels, pixel_block, input);
     }
-    for (int64_t p = block.panel_begin; p < block.panel_end; ++p) {
-      const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
-      const GradientPanel layout(grad_output.stride, rows, plan.pixels.size);
-      A* to = s.gradient + (p - block.panel_begin) * kTileRows * plan.pixels.size;
+    const auto packed_gradient = [&](int64_t p) {
+      return s.gradient + (p - block.panel_begin) * kTileRows * plan.pixels.size;
+    };
+    const auto gradient_panel = [&](int64_t p) {
+      if constexpr (std::is_same_v<T, A>) {
+        if (in_place)
+          return GradientPanel<A>(grad_output.at(s.runs[0].n, panels.begin(p), s.runs[0].i, s.runs[0].j),
+                                  grad_output.stride.w);
+      }
+      return GradientPanel<A>(packed_gradient(p), grad_output.stride, panels.rows(p), plan.pixels.size);
+    };
+    for (int64_t p = block.panel_begin; p < block.panel_end && !in_place; ++p) {
+      const GradientPanel<A> panel = gradient_panel(p);
       for (const PixelRun* run = s.runs; run < s.runs + run_count; ++run) {
-        pack_gradient(grad_output.at(run->n, m, run->i, run->j), grad_output.stride, run->count, rows, layout,
-                      to + run->first * layout.pixel);
+        pack_gradient(grad_output.at(run->n, panels.begin(p), run->i, run->j), grad_output.stride, run->count,
+                      panels.rows(p), panel, packed_gradient(p) + run->first * panel.pixel);
+      }
+    }
+    const auto pack_column = [&](int64_t column, auto vectors, int64_t pixel, int64_t pixels) {
+      const int64_t first = s.panel_runs[column];
+      A* to = s.panel + column * plan.panel_distance + pixel * vectors.value * kLanes<A>;
+      pack_panel<A, vectors.value>(pixel, pixels, s.lanes + first, s.panel_runs[column + 1] - first, plan.indirect, to);
+    };
+    const bool all_at_once = plan.panel_distance > 0;
+    for (int64_t pixel = 0; pixel < depth && all_at_once; pixel += kPackedPixels) {
+      for (int64_t column = 0; column < columns.count; ++column) {
+        with_constant<1, 3>(columns.width(column), [&](auto vectors) {
+          pack_column(column, vectors, pixel, min(kPackedPixels, depth - pixel));
+        });
       }
     }
     for (int64_t column = 0; column < columns.count; ++column) {
-      const int64_t first = s.panel_runs[column];
       with_constant<1, 3>(columns.width(column), [&](auto vectors) {
-        pack_panel<A, vectors.value>(depth, s.lanes + first, s.panel_runs[column + 1] - first, plan.indirect, s.panel);
+        if (!all_at_once) pack_column(column, vectors, 0, depth);
         A* tile = sums + block.panels() * kTileRows * columns.begin(column);
         for (int64_t p = block.panel_begin; p < block.panel_end; ++p, tile += kTileRows * vectors.value * kLanes<A>) {
-          const int64_t rows = panels.begin(p + 1) - panels.begin(p);
-          multiply_columns<A, vectors.value>(rows, depth,
-                                             s.gradient + (p - block.panel_begin) * kTileRows * plan.pixels.size,
-                                             GradientPanel(grad_output.stride, rows, plan.pixels.size), s.panel, tile,
-                                             pixel_block > begin);
+          multiply_columns<A, vectors.value>(panels.rows(p), depth, gradient_panel(p),
+                                             s.panel + column * plan.panel_distance, tile, pixel_block > begin);
         }
       });
     }

@@ -227,7 +227,7 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
     for (int64_t panel = 0; panel < pixel_panels; ++panel) {
       const int64_t first = s.panel_runs[panel], count = s.panel_runs[panel + 1] - first;
       const bool whole = output.stride.w == 1 && count == 1 && s.lanes[first].count == kPanelWidth<A>;
-      pack_panel<A, kTileVectors>(depth, s.lanes + first, count, plan.in_place, s.panel);
+      pack_panel<A, kTileVectors>(0, depth, s.lanes + first, count, plan.in_place, s.panel);
       for (int64_t p = panel_begin; p < panel_end; ++p) {
         const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
         const A* weight = packed + packed_offset(conv, plan, g, c, p);

@@ -86,6 +86,7 @@ struct RowPanels {
 
   explicit RowPanels(int64_t rows) : total(rows), count(ceil_div(rows, kTileRows)) {}
   int64_t begin(int64_t panel) const { return count == 0 ? 0 : total / count * panel + min(panel, total % count); }
+  int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
 
 // Lanes in panels of two registers, but the last of three where their number is odd: a single one would have too few
@@ -110,20 +111,20 @@ struct LaneRun {
   int64_t offset;        // where
 };
 
-// panel[k][lane + l] = rows[k][offset + l] for each run; panels are `vectors` registers wide. Whole registers are
+// panel[k - k_begin][lane + l] = rows[k][offset + l] for each run, in panels of kVectors registers. Whole registers are
 // written: what a run writes past its end, the next run or the next k overwrites, so the runs must be in order of their
 // lanes, and `panel` must be followed by a register of memory. Whole registers are read, too, unless `exact`.
 template <class A, int kVectors>
-static void pack_panel(int64_t depth, const LaneRun<A>* runs, int64_t count, bool exact, A* panel) {
+static void pack_panel(int64_t k_begin, int64_t depth, const LaneRun<A>* runs, int64_t count, bool exact, A* panel) {
   constexpr int64_t kWidth = kVectors * kLanes<A>;
   if (count == 1 && runs->count == kWidth) {
-    for (int64_t k = 0; k < depth; ++k, panel += kWidth) {
+    for (int64_t k = k_begin; k < k_begin + depth; ++k, panel += kWidth) {
       const A* from = runs->rows[k] + runs->offset;
       for (int v = 0; v < kVectors; ++v) store_vec(panel + v * kLanes<A>, load_vec(from + v * kLanes<A>));
     }
     return;
   }
-  for (int64_t k = 0; k < depth; ++k, panel += kWidth) {
+  for (int64_t k = k_begin; k < k_begin + depth; ++k, panel += kWidth) {
     for (const LaneRun<A>* run = runs; run < runs + count; ++run) {
       const A* from = run->rows[k] + run->offset;
       for (int64_t l = 0; l < run->count; l += kLanes<A>) {
