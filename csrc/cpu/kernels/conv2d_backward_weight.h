@@ -4,8 +4,8 @@
 //
 // One task owns, for one slice of the pixel blocks, some panels of output channels times a block of source channels
 // with all taps. Per block of pixels it packs grad_output once, unless it is read where it lies, and each panel of
-// columns (tap, c) once, and multiplies them all. Columns of one tap are to lie contiguous: a source in channels_last is
-// packed from there, another one staged that way. The slices depend on the shape only and are added in their order.
+// columns (tap, c) once, and multiplies them all. Columns of one tap are to lie contiguous: a source in channels_last
+// is packed from there, another one staged that way. The slices depend on the shape only and are added in their order.
 #pragma once
 
 #include "cpu/kernels/conv2d_forward.h"
@@ -41,7 +41,8 @@ struct WeightGradScratch : private Scratch {
         panel_runs(take<int64_t>(column_panels<A>(conv, plan.channels) + 1)),
         table(*this, conv, plan.pixels) {
     staged = take<A>(plan.indirect ? 0 : plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
-    panel = take<A>(column_panels<A>(conv, plan.channels) * plan.panel_distance + (plan.pixels.size * 3 + 1) * kLanes<A>);
+    panel =
+        take<A>(column_panels<A>(conv, plan.channels) * plan.panel_distance + (plan.pixels.size * 3 + 1) * kLanes<A>);
     gradient = take<A>(ceil_div(plan.panels, plan.panel_blocks) * kTileRows * plan.pixels.size);
     bytes = used();
   }
@@ -62,9 +63,10 @@ static WeightGradPlan weight_grad_plan(const GatherConv& conv, const Strides& so
   plan.channel_blocks = ceil_div(conv.C, plan.channels);
   plan.panels = RowPanels(conv.M).count;
   plan.panel_blocks = max(ceil_div(plan.panels, kGradPanels), int64_t{1});
-  // Few multiplications for each pixel: memory is the bound, and panels are packed in its order. Not at a multiple of the
-  // caches' size, at which they would compete for the same lines.
-  if (plan.indirect && taps == 1 && plan.panel_blocks <= 2) plan.panel_distance = (2 * plan.pixels.size + 2) * kLanes<A>;
+  // Few multiplications for each pixel: memory is the bound, and panels are packed in its order. Not at a multiple of
+  // the caches' size, at which they would compete for the same lines.
+  if (plan.indirect && taps == 1 && plan.panel_blocks <= 2)
+    plan.panel_distance = (2 * plan.pixels.size + 2) * kLanes<A>;
   plan.blocks = conv.G * plan.panel_blocks * plan.channel_blocks;
   plan.block_size =
       ceil_div(plan.panels, plan.panel_blocks) * kTileRows * LanePanels<A>(plan.channels * conv.taps()).padded();
@@ -101,8 +103,7 @@ static void columns_to_panels(const WeightGradScratch<A>& scratch, const GatherC
   scratch.panel_runs[0] = 0;
   for (int64_t tap = 0; tap < conv.taps(); ++tap) {
     const A* const* rows = scratch.table.rows + (plan.indirect ? tap * plan.pixels.size : 0);
-    const int64_t offset =
-        plan.indirect ? block.c : layout.tap(tap / conv.w.taps, tap % conv.w.taps) * block.channels;
+    const int64_t offset = plan.indirect ? block.c : layout.tap(tap / conv.w.taps, tap % conv.w.taps) * block.channels;
     for (int64_t c = 0, count; c < block.channels; c += count, column += count) {
       if (column == panels.begin(panel) + panels.lanes(panel)) ++panel;
       const int64_t lane = column - panels.begin(panel);
@@ -118,8 +119,8 @@ static void columns_to_panels(const WeightGradScratch<A>& scratch, const GatherC
   }
 }
 
-// A panel of grad_output as it is multiplied: in the tensor, or packed so that the pixels of a row are neighbours, if they
-// are so in the tensor, or the rows of a pixel.
+// A panel of grad_output as it is multiplied: in the tensor, or packed so that the pixels of a row are neighbours, if
+// they are so in the tensor, or the rows of a pixel.
 template <class A>
 struct GradientPanel {
   const A* data;

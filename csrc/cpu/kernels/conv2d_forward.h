@@ -3,8 +3,9 @@
 //   output[m, pixel] = sum over (c, tap) of weight[m, (c, tap)] * staged[(c, tap), pixel]
 //
 // One task owns a block of pixels for some panels of output channels in one group. Per block of source channels it
-// stages what the pixels read, unless they read it as it lies; per panel of pixels it packs all taps and multiplies them
-// with every weight panel, so that the packed pixels stay in L1 and the weights stream from L2. Vectorised along pixels.
+// stages what the pixels read, unless they read it as it lies; per panel of pixels it packs all taps and multiplies
+// them with every weight panel, so that the packed pixels stay in L1 and the weights stream from L2. Vectorised along
+// pixels.
 #pragma once
 
 #include "cpu/conv2d.h"
@@ -66,8 +67,8 @@ static GatherPlan gather_plan(const GatherConv& conv, const Strides& source, con
     if (has_rows<T>(conv, source) && output.c == 1) return indirect_plan<A>(conv);
   }
   GatherPlan plan{};
-  plan.in_place = std::is_same_v<T, A> && source.w == 1 && conv.w.step == 1 && conv.taps() == 1 && inside(conv.h) &&
-                  inside(conv.w);
+  plan.in_place =
+      std::is_same_v<T, A> && source.w == 1 && conv.w.step == 1 && conv.taps() == 1 && inside(conv.h) && inside(conv.w);
   const int64_t taps = max(conv.taps(), int64_t{1}), pixels = conv.pixels();
   plan.channels = max(even_part(conv.C, max(kDepth / taps, int64_t{1})), int64_t{1});
   plan.channel_blocks = max(ceil_div(conv.C, plan.channels), int64_t{1});
@@ -241,8 +242,7 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
           }
         }
         multiply(rows, depth, weight, s.panel, tile, kb > 0);
-        if (last)
-          write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, relu, to, output.stride);
+        if (last) write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, relu, to, output.stride);
         if (plan.channel_blocks > 1) tile += kTileSize<A>;
       }
     }

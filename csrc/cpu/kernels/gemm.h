@@ -129,8 +129,7 @@ static void pack_panel(int64_t k_begin, int64_t depth, const LaneRun<A>* runs, i
       const A* from = run->rows[k] + run->offset;
       for (int64_t l = 0; l < run->count; l += kLanes<A>) {
         const int64_t left = run->count - l;
-        store_vec(panel + run->lane + l,
-                  exact && left < kLanes<A> ? load_partial(from + l, left) : load_vec(from + l));
+        store_vec(panel + run->lane + l, exact && left < kLanes<A> ? load_partial(from + l, left) : load_vec(from + l));
       }
     }
   }

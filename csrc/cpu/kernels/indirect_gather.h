@@ -180,9 +180,8 @@ static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_
   for (; pixels >= kRows; pixels -= kRows, rows += kRows, out.offsets += kRows)
     indirect_tile<A, kRows, kVectors>(block, rows, tap_distance, weight, out);
   if (pixels > 0) {
-    with_constant<1, kRows>(pixels, [&](auto count) {
-      indirect_tile<A, count.value, kVectors>(block, rows, tap_distance, weight, out);
-    });
+    with_constant<1, kRows>(
+        pixels, [&](auto count) { indirect_tile<A, count.value, kVectors>(block, rows, tap_distance, weight, out); });
   }
 }
 
@@ -206,7 +205,7 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
                                   depth.before > 0, last && relu, last && bias != nullptr ? bias + m : nullptr};
       with_constant<1, 3>(panels.width(p), [&](auto vectors) {
         indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
-                                                                              weight, out);
+                                                                             weight, out);
       });
     }
   });
