@@ -25,6 +25,12 @@ CASES = [
     Case("wide_rows_dilated", "conv2d", (1, 2, 4, 1100), (3, 2, 2, 5), True, {"stride": (1, 2), "dilation": (2, 3)}),
     Case("images_in_a_block", "conv2d", (40, 20, 3, 3), (30, 20, 3, 3), True, {"stride": 2, "padding": 1}),
     Case("heavy_weight", "conv2d", (1, 150, 5, 5), (200, 150, 3, 3), True, {"stride": 1, "padding": 1}),
+    Case("pointwise_across_images", "conv2d", (9, 41, 7, 7), (27, 41, 1, 1), True, {}),
+    Case("pointwise_many_channels", "conv2d", (2, 530, 5, 4), (70, 530, 1, 1), True, {}),
+    Case("pointwise_strided", "conv2d", (3, 17, 12, 9), (24, 17, 1, 1), True, {"stride": 2}),
+    Case("many_channels_dilated_groups", "conv2d", (2, 40, 9, 14), (18, 20, 3, 2), True,
+         {"stride": (2, 1), "padding": (2, 1), "dilation": (1, 2), "groups": 2}),
+    Case("taps_in_blocks", "conv2d", (2, 30, 8, 8), (11, 30, 5, 5), True, {"padding": 2}),
     Case("kernel_beyond_depth", "conv2d", (1, 2, 24, 23), (3, 2, 20, 19), True, {"stride": 2}),
     Case("stride_beyond_input", "conv2d", (2, 3, 9, 8), (4, 3, 3, 2), True,
          {"stride": (1_000_003, 2**33), "padding": 1, "dilation": (2, 3)}),
@@ -113,7 +119,31 @@ def check(case: Case, dtype: torch.dtype, isa: str, layout: str, weight_layout: 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case(case: Case, isa: str) -> None:
     check(case, torch.float32, isa, "contiguous", "contiguous", "contiguous")
+    check(case, torch.float32, isa, "channels_last", "contiguous", "channels_last")
     check(case, torch.float64, isa, "channels_last", "contiguous", "channels_last")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [(8, 8), (40, 24), (96, 17), (300, 72)], ids=str)
+def test_pointwise_integers(channels: tuple[int, int], layout: str, isa: str) -> None:
+    """Small integers are exact whatever the order of sums; blocks of pixels end within rows and images."""
+    assert ops.set_cpu_isa(isa)
+    generator = torch.Generator().manual_seed(5)
+    c, k = channels
+
+    def integers(*shape: int) -> Tensor:
+        return LAYOUTS[layout](torch.randint(-3, 4, shape, generator=generator).float())
+
+    input, weight, grad_output = integers(5, c, 11, 9), integers(k, c, 1, 1), integers(5, k, 11, 9)
+    bias = torch.arange(k) - 4.0
+    options = [1, 1, 0, 0, 0, 0, 1, 1, 1, False]
+    expected = torch.einsum("nchw,kc->nkhw", input, weight[:, :, 0, 0]) + bias[:, None, None]
+    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, False), expected)
+    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, True), expected.relu())
+    grad_input, grad_weight, _ = ops.conv2d_backward(grad_output, input, weight, options, [True, True, False])
+    assert torch.equal(grad_input, torch.einsum("nkhw,kc->nchw", grad_output, weight[:, :, 0, 0]))
+    assert torch.equal(grad_weight[:, :, 0, 0], torch.einsum("nkhw,nchw->kc", grad_output, input))
 
 
 SMALL = [c for c in CASES if c.label in ("lopsided", "groups", "7x7_stride_2", "depthwise", "depthwise_bands_stride_2")]

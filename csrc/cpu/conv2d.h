@@ -16,10 +16,13 @@ struct PixelBlocks {
   int64_t per_row;  // 0: numbered through
 };
 
-// What the shape alone decides about a GatherConv: its tasks, its blocks, its memory.
+// What the shape and the layout alone decide about a GatherConv: its tasks, its blocks, its memory.
 struct GatherPlan {
+  bool indirect;  // kernels/indirect_gather.h
+  bool in_place;  // the source's rows are read where they lie: no strides, no padding
   PixelBlocks pixels;
   int64_t channels, channel_blocks;  // source channels summed at a time
+  int64_t taps;                      // and taps, if indirect
   int64_t panels, panel_blocks;      // panels of output channels, and the groups of them that are tasks
   int64_t tasks;
   int64_t packed_weight;  // elements, all groups
@@ -28,12 +31,14 @@ struct GatherPlan {
 
 // The same for the weight gradient: tasks are (slice of the pixel blocks, group, block of M, block of C).
 struct WeightGradPlan {
+  bool indirect;  // the source is read in place: kernels/row_table.h
   PixelBlocks pixels;
   int64_t channels, channel_blocks;
   int64_t panels, panel_blocks;
-  int64_t slices;      // partial sums over the pixel blocks
-  int64_t blocks;      // G * panel_blocks * channel_blocks
-  int64_t block_size;  // elements of one block's partial sum
+  int64_t panel_distance;  // of packed columns, in elements; 0: one panel is packed at a time
+  int64_t slices;          // partial sums over the pixel blocks
+  int64_t blocks;          // G * panel_blocks * channel_blocks
+  int64_t block_size;      // elements of one block's partial sum
   size_t scratch_bytes;
 };
 
@@ -41,7 +46,7 @@ template <class T>
 struct Conv2dKernels {
   using Sum = Compute<T>;
 
-  GatherPlan (*plan)(const GatherConv& conv);
+  GatherPlan (*plan)(const GatherConv& conv, const Strides& source, const Strides& output);
   // Packs panel `index` of [0, G * panels) into its place in `packed`.
   void (*pack_weight)(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight, Sum* packed,
                       int64_t index);
@@ -49,7 +54,7 @@ struct Conv2dKernels {
   void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed, const T* bias,
                  bool relu, View<T> output, void* scratch, int64_t task);
 
-  WeightGradPlan (*weight_grad_plan)(const GatherConv& forward);
+  WeightGradPlan (*weight_grad_plan)(const GatherConv& forward, const Strides& input);
   // Sums one slice of one block (task = slice * blocks + block) into partial[task * block_size ...).
   void (*weight_grad)(const GatherConv& forward, const WeightGradPlan& plan, View<const T> input,
                       View<const T> grad_output, Sum* partial, void* scratch, int64_t task);

@@ -26,8 +26,10 @@ struct Gather {
 template <class T>
 class GatherCall {
  public:
+  explicit GatherCall(View<const T> source) : source_(source) {}
+
   void add(const GatherConv& conv, View<T> output) {
-    const GatherPlan plan = cpu_kernels().of<T>().conv2d.plan(conv);
+    const GatherPlan plan = cpu_kernels().of<T>().conv2d.plan(conv, source_.stride, output.stride);
     gathers_.push_back({conv, plan, output, packed_, panels_, tasks_});
     packed_ += plan.packed_weight;
     panels_ += conv.G * plan.panels;
@@ -35,7 +37,7 @@ class GatherCall {
     scratch_ = max(scratch_, plan.scratch_bytes);
   }
 
-  void run(View<const T> source, GatherWeight<const T> weight, const T* bias, bool relu) const {
+  void run(GatherWeight<const T> weight, const T* bias, bool relu) const {
     if (tasks_ == 0) return;
     const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
     Workspace workspace(Workspace::needed<Compute<T>>(packed_));
@@ -50,7 +52,7 @@ class GatherCall {
     parallel_tasks(tasks_, [&](int64_t i) {
       const Gather<T>& g = at(i, &Gather<T>::first_task);
       Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(scratch_)));
-      kernels.gather(g.conv, g.plan, source, packed + g.packed, bias, relu, g.output,
+      kernels.gather(g.conv, g.plan, source_, packed + g.packed, bias, relu, g.output,
                      scratch.take<char>(static_cast<int64_t>(scratch_)), i - g.first_task);
     });
   }
@@ -66,6 +68,7 @@ class GatherCall {
     return gathers_[low];
   }
 
+  View<const T> source_;
   std::vector<Gather<T>> gathers_;
   int64_t packed_ = 0, panels_ = 0, tasks_ = 0;
   size_t scratch_ = 0;
@@ -77,23 +80,23 @@ template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
                            bool relu, View<T> output) {
   const Strides& w = weight.stride;
-  GatherCall<T> call;
+  GatherCall<T> call(input);
   call.add(forward_gather(shape), output);
-  call.run(input, {weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, relu);
+  call.run({weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, relu);
 }
 
 template <class T>
 void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_output, View<const T> weight,
                                   const T* bias, View<T> grad_input) {
   const Strides &w = weight.stride, &x = grad_input.stride;
-  GatherCall<T> call;
+  GatherCall<T> call(grad_output);
   for (int64_t h = 0; h < min(shape.stride_h, shape.H); ++h) {
     for (int64_t v = 0; v < min(shape.stride_w, shape.W); ++v) {
       call.add(backward_gather(shape, h, v),
                {grad_input.at(0, 0, h, v), {x.n, x.c, x.h * shape.stride_h, x.w * shape.stride_w}});
     }
   }
-  call.run(grad_output, {weight.data, shape.K / shape.G * w.n, w.c, w.n, w.h, w.w}, bias, false);
+  call.run({weight.data, shape.K / shape.G * w.n, w.c, w.n, w.h, w.w}, bias, false);
 }
 
 template <class T>
@@ -101,7 +104,7 @@ void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input
                                    View<T> grad_weight) {
   const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
   const GatherConv conv = forward_gather(shape);
-  const WeightGradPlan plan = kernels.weight_grad_plan(conv);
+  const WeightGradPlan plan = kernels.weight_grad_plan(conv, input.stride);
   const int64_t sums = plan.slices * plan.blocks * plan.block_size;
   Workspace workspace(Workspace::needed<Compute<T>>(sums));
   Compute<T>* partial = workspace.take<Compute<T>>(sums);

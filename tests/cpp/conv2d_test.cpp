@@ -62,6 +62,9 @@ constexpr Geometry kGeometries[] = {
     {1, 3, 4, 90, 33, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2, 2},  // a wide row
     {5, 2, 3, 3, 17, 3, 3, 1, 4, 4, 1, 1, 1, 1, 1, 1},   // input that no window reads
     {1, 300, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // many channels to one pixel
+    {5, 19, 7, 7, 50, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // pixels numbered through images
+    {3, 40, 7, 5, 22, 3, 2, 2, 2, 1, 2, 1, 0, 1, 1, 2},  // channels enough to be read in place, padded on all sides
+    {2, 27, 9, 6, 9, 1, 1, 1, 2, 3, 0, 0, 0, 0, 1, 1},   // a strided projection
     {0, 3, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},    // no images
 };
 

@@ -3,19 +3,19 @@
 //   output[m, pixel] = sum over (c, tap) of weight[m, (c, tap)] * staged[(c, tap), pixel]
 //
 // One task owns a block of pixels for some panels of output channels in one group. Per block of source channels it
-// stages what the pixels read; per panel of pixels it packs all taps and multiplies them with every weight panel, so
-// that the packed pixels stay in L1 and the weights stream from L2. Vectorised along pixels.
+// stages what the pixels read, unless they read it as it lies; per panel of pixels it packs all taps and multiplies
+// them with every weight panel, so that the packed pixels stay in L1 and the weights stream from L2. Vectorised along
+// pixels.
 #pragma once
 
 #include "cpu/conv2d.h"
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/indirect_gather.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-// Depth of a packed panel: 256 deep panels of weights and pixels (6 + 16 KB in float) fill three quarters of L1.
-constexpr int64_t kDepth = 256;
 // A task's staged source and tiles are to stay in L2 beside the weights that stream through.
 constexpr size_t kTaskBytes = size_t{320} << 10;
 // Pixels of a block at most; more would only make the staged rows fall out of L2.
@@ -31,10 +31,10 @@ static inline PixelBlocks cut_pixels(const GatherConv& conv, int64_t size, int64
 template <class A>
 struct GatherScratch {
   PixelRun* runs;
-  LaneRun* lanes;       // of all panels, one after another
+  LaneRun<A>* lanes;    // of all panels, one after another
   int64_t* outputs;     // of each run of lanes, its offset in the output
   int64_t* panel_runs;  // where each panel's runs begin
-  int64_t* depth_offsets;
+  const A** rows;       // where each (c, tap) begins in the source, staged or not
   A *staged, *panel, *tiles;
   size_t bytes;
 
@@ -44,20 +44,31 @@ struct GatherScratch {
     const int64_t depth = plan.channels * conv.taps();
     const int64_t tile_count = plan.channel_blocks > 1 ? panel_count * ceil_div(plan.panels, plan.panel_blocks) : 1;
     runs = scratch.take<PixelRun>(run_count);
-    lanes = scratch.take<LaneRun>(run_count + panel_count);
+    lanes = scratch.take<LaneRun<A>>(run_count + panel_count);
     outputs = scratch.take<int64_t>(run_count + panel_count);
     panel_runs = scratch.take<int64_t>(panel_count + 1);
-    depth_offsets = scratch.take<int64_t>(depth);
-    staged = scratch.take<A>(plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
+    rows = scratch.take<const A*>(depth);
+    staged = scratch.take<A>(plan.in_place ? 0 : plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
     panel = scratch.take<A>((depth + 1) * kPanelWidth<A>);
     tiles = scratch.take<A>(tile_count * kTileSize<A>);
     bytes = scratch.used();
   }
 };
 
-template <class A>
-static GatherPlan gather_plan(const GatherConv& conv) {
+// Whether an axis' first tap never meets the padding.
+static inline bool inside(const GatherAxis& axis) {
+  return axis.origin >= 0 && axis.origin + (axis.outputs - 1) * axis.step < axis.size;
+}
+
+template <class T>
+static GatherPlan gather_plan(const GatherConv& conv, const Strides& source, const Strides& output) {
+  using A = Compute<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    if (has_rows<T>(conv, source) && output.c == 1) return indirect_plan<A>(conv);
+  }
   GatherPlan plan{};
+  plan.in_place =
+      std::is_same_v<T, A> && source.w == 1 && conv.w.step == 1 && conv.taps() == 1 && inside(conv.h) && inside(conv.w);
   const int64_t taps = max(conv.taps(), int64_t{1}), pixels = conv.pixels();
   plan.channels = max(even_part(conv.C, max(kDepth / taps, int64_t{1})), int64_t{1});
   plan.channel_blocks = max(ceil_div(conv.C, plan.channels), int64_t{1});
@@ -97,6 +108,7 @@ static inline int64_t packed_offset(const GatherConv& conv, const GatherPlan& pl
 template <class T>
 static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight,
                         Compute<T>* packed, int64_t index) {
+  if (plan.indirect) return pack_indirect_weight(conv, plan, weight, packed, index);
   const int64_t g = index / plan.panels, panel = index % plan.panels;
   const RowPanels panels(conv.M);
   const int64_t m = panels.begin(panel), rows = panels.begin(panel + 1) - m;
@@ -116,14 +128,17 @@ static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWe
 
 // Cuts the runs of a block at panel boundaries; returns the number of panels.
 template <class A>
-static int64_t runs_to_panels(const GatherScratch<A>& s, int64_t count, const Strides& output) {
+static int64_t runs_to_panels(const GatherConv& conv, const GatherPlan& plan, const GatherScratch<A>& s, int64_t count,
+                              const Strides& source, const Strides& output) {
   int64_t panel = 0, at = 0;
   s.panel_runs[0] = 0;
   for (const PixelRun* run = s.runs; run < s.runs + count; ++run) {
+    const int64_t h = run->i * conv.h.step + conv.h.origin, w = run->j + conv.w.origin;
+    const int64_t start = plan.in_place ? run->n * source.n + h * source.h + w : run->staged;
     for (int64_t done = 0; done < run->count;) {
       const int64_t pixel = run->first + done, lane = pixel % kPanelWidth<A>;
       const int64_t lanes = min(run->count - done, kPanelWidth<A> - lane);
-      s.lanes[at] = {lane, lanes, run->staged + done};
+      s.lanes[at] = {lane, lanes, s.rows, start + done};
       s.outputs[at++] = run->n * output.n + run->i * output.h + (run->j + done) * output.w;
       panel = pixel / kPanelWidth<A>;
       s.panel_runs[panel + 1] = at;
@@ -135,7 +150,7 @@ static int64_t runs_to_panels(const GatherScratch<A>& s, int64_t count, const St
 
 // output = tile + bias, clipped at zero with relu (NaN stays NaN).
 template <class T>
-static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun* lanes, const int64_t* outputs,
+static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compute<T>>* lanes, const int64_t* outputs,
                        int64_t count, const T* bias, bool relu, T* output, const Strides& stride) {
   using A = Compute<T>;
   const A floor = relu ? A(0) : -static_cast<A>(__builtin_inf());
@@ -156,10 +171,28 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun* lane
   }
 }
 
+// The same for a tile that lies in the output as in registers, straight from these.
+template <class A>
+static void multiply_to_output(int64_t rows, int64_t depth, const A* weight, const A* panel, A* output, int64_t out_row,
+                               bool accumulate, const A* bias, bool relu) {
+  const auto finish = [&](Vec<A> sum, int r) CNNFAST_INLINE_LAMBDA {
+    if (bias != nullptr) sum += broadcast(bias[r]);
+    if (relu) sum = sum <= Vec<A>{} ? Vec<A>{} : sum;
+    return sum;
+  };
+  with_constant<1, kTileRows>(rows, [&](auto count) {
+    multiply_tile<A, count.value, kTileVectors>(depth, weight, 1, count.value, panel, kPanelWidth<A>, output, out_row,
+                                                accumulate, finish);
+  });
+}
+
 template <class T>
 static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Compute<T>* packed,
                    const T* bias, bool relu, View<T> output, void* memory, int64_t task) {
   using A = Compute<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, relu, output, memory, task);
+  }
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
   const int64_t panel_begin = part * plan.panels / plan.panel_blocks;
@@ -168,13 +201,13 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
   const GatherScratch<A> s(memory, conv, plan);
 
   const int64_t run_count = block_runs(conv, plan.pixels, block, s.runs);
-  const int64_t pixel_panels = runs_to_panels(s, run_count, output.stride);
+  const int64_t pixel_panels = runs_to_panels(conv, plan, s, run_count, source.stride, output.stride);
   const int64_t channel_stride = max_staged(conv, plan.pixels);
   const StagedLayout layout(conv, plan.pixels);
-  int64_t* offset = s.depth_offsets;
-  for (int64_t c = 0; c < plan.channels; ++c) {
+  const A** row = s.rows;
+  for (int64_t c = 0; c < plan.channels && !plan.in_place; ++c) {
     for (int64_t i = 0; i < conv.h.taps; ++i) {
-      for (int64_t j = 0; j < conv.w.taps; ++j) *offset++ = c * channel_stride + layout.tap(i, j);
+      for (int64_t j = 0; j < conv.w.taps; ++j) *row++ = s.staged + c * channel_stride + layout.tap(i, j);
     }
   }
 
@@ -186,18 +219,30 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
     const bool last = kb + 1 == plan.channel_blocks;
     View<const T> part_source = source;
     part_source.data += c * source.stride.c;
-    stage(conv, plan.pixels, s.runs, run_count, part_source, channels, s.staged, channel_stride, 1);
+    if (!plan.in_place) {
+      stage(conv, plan.pixels, s.runs, run_count, part_source, channels, s.staged, channel_stride, 1);
+    } else if constexpr (std::is_same_v<T, A>) {
+      for (int64_t k = 0; k < channels; ++k) s.rows[k] = part_source.data + k * source.stride.c;
+    }
     A* tile = s.tiles;
     for (int64_t panel = 0; panel < pixel_panels; ++panel) {
       const int64_t first = s.panel_runs[panel], count = s.panel_runs[panel + 1] - first;
-      pack_panel(s.staged, s.depth_offsets, depth, s.lanes + first, count, s.panel);
+      const bool whole = output.stride.w == 1 && count == 1 && s.lanes[first].count == kPanelWidth<A>;
+      pack_panel<A, kTileVectors>(0, depth, s.lanes + first, count, plan.in_place, s.panel);
       for (int64_t p = panel_begin; p < panel_end; ++p) {
         const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
-        multiply(rows, depth, packed + packed_offset(conv, plan, g, c, p), s.panel, tile, kb > 0);
-        if (last) {
-          write_tile(tile, rows, s.lanes + first, s.outputs + first, count, bias == nullptr ? nullptr : bias + m, relu,
-                     output.data + m * output.stride.c, output.stride);
+        const A* weight = packed + packed_offset(conv, plan, g, c, p);
+        const T* shift = last && bias != nullptr ? bias + m : nullptr;
+        T* to = output.data + m * output.stride.c;
+        if constexpr (std::is_same_v<T, A>) {
+          if (whole) {
+            multiply_to_output(rows, depth, weight, s.panel, to + s.outputs[first], output.stride.c, kb > 0, shift,
+                               last && relu);
+            continue;
+          }
         }
+        multiply(rows, depth, weight, s.panel, tile, kb > 0);
+        if (last) write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, relu, to, output.stride);
         if (plan.channel_blocks > 1) tile += kTileSize<A>;
       }
     }

@@ -17,13 +17,28 @@ template <class A>
 constexpr int kPanelWidth = kTileVectors * kLanes<A>;
 template <class A>
 constexpr int kTileSize = kTileRows * kPanelWidth<A>;
+// Depth of a packed panel: 256 deep panels of 6 rows and of 2 registers (6 + 16 KB in float) fill three quarters of L1.
+constexpr int64_t kDepth = 256;
+
+// `size` cut in nearly equal parts of at most `most`; the size of a part.
+static inline int64_t even_part(int64_t size, int64_t most) {
+  return size <= most ? size : ceil_div(size, ceil_div(size, most));
+}
+
+// What a tile's sums go through on their way to memory: nothing.
+struct KeepSums {
+  template <class V>
+  CNNFAST_INLINE V operator()(V sum, int) const {
+    return sum;
+  }
+};
 
 // out[r * out_row + lane] (+)= sum over k of a[r * a_row + k * a_depth] * b[k * b_depth + lane], for kRows rows and
 // kVectors registers of lanes. Operands may be packed or lie as they are in a tensor; without `accumulate` the old
-// contents of `out` are not read.
-template <class A, int kRows, int kVectors>
+// contents of `out` are not read. finish(sum, r) is what is stored.
+template <class A, int kRows, int kVectors, class Finish = KeepSums>
 static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_depth,
-                          A* out, int64_t out_row, bool accumulate) {
+                          A* out, int64_t out_row, bool accumulate, const Finish& finish = {}) {
   Vec<A> sum[kRows][kVectors] = {};
   // Two pointers reach six rows by the processor's scaled addresses; six would not leave enough registers.
   const A* upper = kRows > 3 ? a + 3 * a_row : a;
@@ -50,7 +65,7 @@ static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_de
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
       A* to = out + r * out_row + v * kLanes<A>;
-      store_vec(to, accumulate ? load_vec(to) + sum[r][v] : sum[r][v]);
+      store_vec(to, finish(accumulate ? load_vec(to) + sum[r][v] : sum[r][v], r));
     }
   }
 }
@@ -71,34 +86,51 @@ struct RowPanels {
 
   explicit RowPanels(int64_t rows) : total(rows), count(ceil_div(rows, kTileRows)) {}
   int64_t begin(int64_t panel) const { return count == 0 ? 0 : total / count * panel + min(panel, total % count); }
+  int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
 
-// A run of a panel's lanes that lies contiguous in the staged source.
+// Lanes in panels of two registers, but the last of three where their number is odd: a single one would have too few
+// sums in flight.
+template <class A>
+struct LanePanels {
+  int64_t total, vectors, count;
+
+  explicit LanePanels(int64_t lanes)
+      : total(lanes), vectors(ceil_div(lanes, kLanes<A>)), count(max<int64_t>(vectors / 2, min<int64_t>(vectors, 1))) {}
+  int64_t begin(int64_t panel) const { return 2 * panel * kLanes<A>; }
+  int64_t width(int64_t panel) const { return panel + 1 < count ? 2 : vectors - 2 * panel; }
+  int64_t lanes(int64_t panel) const { return min(total - begin(panel), width(panel) * kLanes<A>); }
+  int64_t padded() const { return vectors * kLanes<A>; }
+};
+
+// A run of a panel's lanes that lies contiguous in memory.
+template <class A>
 struct LaneRun {
   int64_t lane, count;
-  int64_t offset;
+  const A* const* rows;  // of each k, the row that the run is in, and
+  int64_t offset;        // where
 };
 
-// panel[k][lane + l] = staged[offset + depth_offsets[k] + l] for each run. Whole registers are copied: what a run
-// writes past its end, the next run or the next k overwrites, so the runs must be in order of their lanes, and both
-// `panel` and `staged` must be followed by a panel's width of memory.
-template <class A>
-static void pack_panel(const A* staged, const int64_t* depth_offsets, int64_t depth, const LaneRun* runs, int64_t count,
-                       A* panel) {
-  if (count == 1 && runs->count > kLanes<A>) {
-    const A* source = staged + runs->offset;
-    for (int64_t k = 0; k < depth; ++k, panel += kPanelWidth<A>) {
-      for (int v = 0; v < kTileVectors; ++v)
-        store_vec(panel + v * kLanes<A>, load_vec(source + depth_offsets[k] + v * kLanes<A>));
+// panel[k - k_begin][lane + l] = rows[k][offset + l] for each run, in panels of kVectors registers. Whole registers are
+// written: what a run writes past its end, the next run or the next k overwrites, so the runs must be in order of their
+// lanes, and `panel` must be followed by a register of memory. Whole registers are read, too, unless `exact`.
+template <class A, int kVectors>
+static void pack_panel(int64_t k_begin, int64_t depth, const LaneRun<A>* runs, int64_t count, bool exact, A* panel) {
+  constexpr int64_t kWidth = kVectors * kLanes<A>;
+  if (count == 1 && runs->count == kWidth) {
+    for (int64_t k = k_begin; k < k_begin + depth; ++k, panel += kWidth) {
+      const A* from = runs->rows[k] + runs->offset;
+      for (int v = 0; v < kVectors; ++v) store_vec(panel + v * kLanes<A>, load_vec(from + v * kLanes<A>));
     }
     return;
   }
-  for (int64_t k = 0; k < depth; ++k, panel += kPanelWidth<A>) {
-    const A* source = staged + depth_offsets[k];
-    for (int64_t i = 0; i < count; ++i) {
-      const LaneRun& run = runs[i];
-      for (int64_t l = 0; l < run.count; l += kLanes<A>)
-        store_vec(panel + run.lane + l, load_vec(source + run.offset + l));
+  for (int64_t k = k_begin; k < k_begin + depth; ++k, panel += kWidth) {
+    for (const LaneRun<A>* run = runs; run < runs + count; ++run) {
+      const A* from = run->rows[k] + run->offset;
+      for (int64_t l = 0; l < run->count; l += kLanes<A>) {
+        const int64_t left = run->count - l;
+        store_vec(panel + run->lane + l, exact && left < kLanes<A> ? load_partial(from + l, left) : load_vec(from + l));
+      }
     }
   }
 }

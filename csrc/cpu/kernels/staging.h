@@ -98,8 +98,21 @@ static void copy_block(const T* from, int64_t from_inner, int64_t from_outer, Co
     }
     return;
   }
+  if (from_inner == 2) {  // which the compiler knows how to vectorise
+    for (int64_t o = 0; o < outer; ++o) {
+      for (int64_t i = 0; i < inner; ++i) to[o * to_outer + i] = load(from + o * from_outer + 2 * i);
+    }
+    return;
+  }
   // A transposition: strips of 16, so that the 16 cache lines read at a time stay in L1 until they are used up.
   constexpr int64_t kStrip = 16;
+  if constexpr (std::is_same_v<T, float>) {
+    if (from_outer == 1) {
+      for (int64_t o = 0; o < outer; o += kStrip)
+        transpose(from + o, from_inner, inner, min(kStrip, outer - o), to + o * to_outer, to_outer);
+      return;
+    }
+  }
   for (int64_t begin = 0; begin < inner; begin += kStrip) {
     const int64_t end = min(begin + kStrip, inner);
     for (int64_t o = 0; o < outer; ++o) {

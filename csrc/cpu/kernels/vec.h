@@ -51,15 +51,28 @@ CNNFAST_INLINE void store_vec(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+// All bits of the first `count` of eight.
+CNNFAST_INLINE __m256i first_of_eight(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first `count` lanes only (0 <= count <= lanes); other lanes read as zero and are not touched in memory.
 template <class T>
 CNNFAST_INLINE Vec<T> load_partial(const T* p, int64_t count) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float>) return _mm256_maskload_ps(p, first_of_eight(count));
+#endif
   Vec<T> v{};
   std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
   return v;
 }
 template <class T>
 CNNFAST_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
+#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(p, first_of_eight(count), v);
+#endif
   std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
 }
 

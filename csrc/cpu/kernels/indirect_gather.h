@@ -1,0 +1,214 @@
+// GatherConv by `implicit_gemm` for sources whose channels are neighbours (channels_last): nothing is staged or packed
+// but the weights.
+//
+//   output[pixel, m] = sum over (tap, c) of row[tap][pixel][c] * weight[(tap, c), m]
+//
+// One task owns a block of pixels for some panels of output channels in one group. A panel of weights, as deep as half
+// of L1, is multiplied with all pixels of the block. Vectorised along output channels.
+#pragma once
+
+#include "cpu/conv2d.h"
+#include "cpu/kernels/bands.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/row_table.h"
+#include "cpu/kernels/staging.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+// A task's pixels, 256 channels deep, fill a fifth of L2. A multiple of the heights of both tiles, 6 and 4.
+constexpr int64_t kIndirectPixels = 192, kIndirectRows = 12;
+
+// The (tap, c) that are summed at a time.
+struct DepthBlock {
+  int64_t tap, taps, c, channels;
+  int64_t before;  // how many come before it
+
+  int64_t depth() const { return taps * channels; }
+};
+
+template <class Body>
+static void for_each_depth_block(const GatherConv& conv, const GatherPlan& plan, const Body& body) {
+  if (conv.taps() * conv.C == 0) return body(DepthBlock{0, 0, 0, 0, 0});
+  for (int64_t tap = 0; tap < conv.taps(); tap += plan.taps) {
+    const int64_t taps = min(plan.taps, conv.taps() - tap);
+    for (int64_t c = 0; c < conv.C; c += plan.channels)
+      body(DepthBlock{tap, taps, c, min(plan.channels, conv.C - c), tap * conv.C + taps * c});
+  }
+}
+
+template <class A>
+struct IndirectScratch : private Scratch {
+  RowTable<A> table;
+  int64_t* outputs;  // of each pixel, its offset in the output
+  size_t bytes;
+
+  IndirectScratch(void* memory, const GatherConv& conv, const GatherPlan& plan)
+      : Scratch(memory), table(*this, conv, plan.pixels), outputs(take<int64_t>(plan.pixels.size)), bytes(used()) {}
+};
+
+template <class A>
+static GatherPlan indirect_plan(const GatherConv& conv) {
+  GatherPlan plan{};
+  plan.indirect = true;
+  const LanePanels<A> panels(conv.M);
+  const int64_t pixels = conv.pixels(), taps = max(conv.taps(), int64_t{1});
+  plan.channels = max(even_part(conv.C, kDepth), int64_t{1});
+  plan.taps = max(kDepth / plan.channels, int64_t{1});
+  plan.panels = panels.count;
+  plan.panel_blocks = 1;
+  plan.packed_weight = conv.G * panels.padded() * conv.C * conv.taps();
+
+  // Few pixels: heavy weights are divided, each task streaming its own; else the pixels.
+  const int64_t products = conv.M * conv.C * taps * pixels;
+  const int64_t wanted = ceil_div(max(min(kTasks, conv.G * products / kTaskProducts), int64_t{1}), conv.G);
+  int64_t size = min(kIndirectPixels, max(round_up(even_part(pixels, kIndirectPixels), kIndirectRows), kIndirectRows));
+  const int64_t count = max(ceil_div(pixels, size), int64_t{1});
+  if (count < wanted && conv.M * conv.C * taps * static_cast<int64_t>(sizeof(A)) > int64_t{1} << 18)
+    plan.panel_blocks = max(min(plan.panels, ceil_div(wanted, count)), int64_t{1});
+  if (count * plan.panel_blocks < wanted)
+    size = min(size, max(round_up(ceil_div(pixels * plan.panel_blocks, wanted), kIndirectRows), kIndirectRows));
+  plan.pixels = {size, ceil_div(pixels, size), 0};
+  plan.tasks = conv.M == 0 ? 0 : conv.G * plan.panel_blocks * plan.pixels.count;
+  plan.scratch_bytes = IndirectScratch<A>(nullptr, conv, plan).bytes;
+  return plan;
+}
+
+// Packed weights: [group][depth block][panel][(tap, c)][lane]. Where a panel starts:
+template <class A>
+static int64_t indirect_offset(const GatherConv& conv, int64_t g, const DepthBlock& block, int64_t panel) {
+  const LanePanels<A> panels(conv.M);
+  return (g * conv.C * conv.taps() + block.before) * panels.padded() + panels.begin(panel) * block.depth();
+}
+
+template <class T>
+static void pack_indirect_weight(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight,
+                                 Compute<T>* packed, int64_t index) {
+  using A = Compute<T>;
+  const int64_t g = index / plan.panels, panel = index % plan.panels;
+  const LanePanels<A> panels(conv.M);
+  const int64_t width = panels.width(panel) * kLanes<A>, lanes = panels.lanes(panel);
+  for_each_depth_block(conv, plan, [&](const DepthBlock& block) {
+    A* to = packed + indirect_offset<A>(conv, g, block, panel);
+    for (int64_t tap = block.tap; tap < block.tap + block.taps; ++tap, to += block.channels * width) {
+      const int64_t r = conv.h.first_tap + tap / conv.w.taps * conv.h.tap_stride;
+      const int64_t s = conv.w.first_tap + tap % conv.w.taps * conv.w.tap_stride;
+      const T* from = weight.data + g * weight.group + panels.begin(panel) * weight.m + block.c * weight.c +
+                      r * weight.r + s * weight.s;
+      for (int64_t c = 0; c < block.channels && lanes < width; ++c)
+        for (int64_t lane = lanes; lane < width; ++lane) to[c * width + lane] = 0;
+      copy_block(from, weight.m, weight.c, to, width, lanes, block.channels);
+    }
+  });
+}
+
+// Where the pixels of a block lie in the output; returns their number.
+static int64_t find_outputs(const GatherConv& conv, const PixelBlocks& blocks, int64_t block, const Strides& output,
+                            int64_t* offsets) {
+  const int64_t P = conv.h.outputs, Q = conv.w.outputs;
+  const int64_t begin = block * blocks.size, end = min(begin + blocks.size, conv.pixels());
+  for (int64_t pixel = begin, count; pixel < end; pixel += count) {
+    const int64_t y = pixel / Q, j = pixel % Q, first = y / P * output.n + y % P * output.h + j * output.w;
+    count = min(Q - j, end - pixel);
+    for (int64_t q = 0; q < count; ++q) offsets[pixel - begin + q] = first + q * output.w;
+  }
+  return end - begin;
+}
+
+// What becomes of a tile's sums.
+template <class A>
+struct IndirectOutput {
+  A* data;  // of the panel's first channel
+  const int64_t* offsets;
+  int64_t lanes;
+  bool accumulate, relu;
+  const A* bias;  // null: none
+};
+
+// kRows pixels times a panel of kVectors registers. `rows` are those of the block's first tap, `taps` rows apart.
+template <class A, int kRows, int kVectors>
+static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t tap_distance, const A* weight,
+                          const IndirectOutput<A>& out) {
+  Vec<A> sum[kRows][kVectors] = {};
+  for (int64_t tap = 0; tap < block.taps; ++tap, rows += tap_distance) {
+    const A* row[kRows];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) row[r] = rows[r] + block.c;
+#pragma GCC unroll 2
+    for (int64_t c = 0; c < block.channels; ++c, weight += kVectors * kLanes<A>) {
+      Vec<A> right[kVectors];
+      unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+        Vec<A> loaded = load_vec(weight + v.value * kLanes<A>);
+        pin(loaded);
+        right[v.value] = loaded;
+      });
+      unroll<kRows>([&](auto r) CNNFAST_INLINE_LAMBDA {
+        const Vec<A> left = broadcast(row[r.value][c]);
+        unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+          sum[r.value][v.value] = left * right[v.value] + sum[r.value][v.value];
+        });
+      });
+    }
+  }
+  const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t lanes = min<int64_t>(out.lanes - v * kLanes<A>, kLanes<A>);
+      const Vec<A> shift = out.bias == nullptr ? Vec<A>{} : load(out.bias + v * kLanes<A>, lanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        A* to = out.data + out.offsets[r] + v * kLanes<A>;
+        Vec<A> x = sum[r][v] + shift;
+        if (out.accumulate) x = load(to, lanes) + x;
+        if (out.relu) x = x <= Vec<A>{} ? Vec<A>{} : x;
+        store(to, x, lanes);
+      }
+    }
+  };
+  if (out.lanes == kVectors * kLanes<A>) {
+    finish([](const A* p, int64_t) CNNFAST_INLINE_LAMBDA { return load_vec(p); },
+           [](A* p, Vec<A> x, int64_t) CNNFAST_INLINE_LAMBDA { store_vec(p, x); });
+  } else {
+    finish([](const A* p, int64_t lanes) CNNFAST_INLINE_LAMBDA { return load_partial(p, lanes); },
+           [](A* p, Vec<A> x, int64_t lanes) CNNFAST_INLINE_LAMBDA { store_partial(p, x, lanes); });
+  }
+}
+
+// All pixels of a block times one panel.
+template <class A, int kRows, int kVectors>
+static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_t pixels, int64_t tap_distance,
+                           const A* weight, IndirectOutput<A> out) {
+  for (; pixels >= kRows; pixels -= kRows, rows += kRows, out.offsets += kRows)
+    indirect_tile<A, kRows, kVectors>(block, rows, tap_distance, weight, out);
+  if (pixels > 0) {
+    with_constant<1, kRows>(
+        pixels, [&](auto count) { indirect_tile<A, count.value, kVectors>(block, rows, tap_distance, weight, out); });
+  }
+}
+
+template <class A>
+static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View<const A> source, const A* packed,
+                            const A* bias, bool relu, View<A> output, void* memory, int64_t task) {
+  const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
+  const int64_t g = task / plan.pixels.count / plan.panel_blocks;
+  const LanePanels<A> panels(conv.M);
+  const IndirectScratch<A> s(memory, conv, plan);
+  source.data += g * conv.C;
+  s.table.fill(conv, plan.pixels, block, source);
+  const int64_t pixels = find_outputs(conv, plan.pixels, block, output.stride, s.outputs);
+  for_each_depth_block(conv, plan, [&](const DepthBlock& depth) {
+    const bool last = depth.before + depth.depth() == conv.taps() * conv.C;
+    const A* const* rows = s.table.rows + depth.tap * plan.pixels.size;
+    for (int64_t p = part * panels.count / plan.panel_blocks; p < (part + 1) * panels.count / plan.panel_blocks; ++p) {
+      const int64_t m = g * conv.M + panels.begin(p);
+      const A* weight = packed + indirect_offset<A>(conv, g, depth, p);
+      const IndirectOutput<A> out{output.data + m,  s.outputs,    panels.lanes(p),
+                                  depth.before > 0, last && relu, last && bias != nullptr ? bias + m : nullptr};
+      with_constant<1, 3>(panels.width(p), [&](auto vectors) {
+        indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
+                                                                             weight, out);
+      });
+    }
+  });
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
