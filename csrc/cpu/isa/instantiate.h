@@ -8,7 +8,7 @@
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/direct_conv2d_backward.h"
 #include "cpu/kernels/fma_peak.h"
-#include "cpu/kernels/max_pool2d.h"
+#include "cpu/kernels/max_pool2d_backward.h"
 #include "cpu/kernels/relu.h"
 
 namespace cnnfast::CNNFAST_ISA {
