@@ -103,7 +103,8 @@ def _kept(call: Call, tensors: list[Any]) -> list[Tensor]:
         ("conv2d_relu_max_pool2d", ["input", "weight", "code"]),
         ("conv_transpose2d", ["input", "weight"]),
         ("relu", ["output"]),
-        ("max_pool2d", ["code"]),
+        ("max_pool2d", ["indices"]),
+        ("max_pool2d_with_code", ["code"]),
         ("avg_pool2d", []),
     ],
 )

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "common/avg_pool2d.h"
 #include "ops/device.h"
+#include "ops/pool2d.h"
 
 namespace cnnfast {
 

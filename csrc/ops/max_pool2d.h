@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "common/max_pool2d.h"
 #include "ops/device.h"
+#include "ops/pool2d.h"
 
 namespace cnnfast {
 
