@@ -28,7 +28,7 @@ struct MaxPool2dKernels {
 };
 
 // How many windows an element may lie in for `gather`, which asks them all.
-static constexpr int64_t kMaxGatherWindows = 16;
+static constexpr int64_t kMaxGatherWindows = 32;
 
 template <class T>
 static constexpr bool max_pool2d_gathers(const MaxPool2dBackward<T, uint8_t>& a) {

@@ -79,38 +79,73 @@ void average_channels_last_row(const AvgPool2dForward<T>& a, int64_t n, int64_t 
   }
 }
 
-// Output row p of one plane.
+// Output rows [first, last) of one plane.
 template <class T>
-void average_plane_row(const AvgPool2dForward<T>& a, int64_t n, int64_t c, int64_t p) {
+void average_plane(const AvgPool2dForward<T>& a, Range inner, int64_t n, int64_t c, int64_t first, int64_t last) {
   const Pool2dShape s = a.shape;
   const Strides in = a.input.stride;
   const Divisors divisors(s, a.divisor);
-  const int64_t h = p * s.stride_h - s.pad_h, row_divisor = divisors.rows(p);
-  const Range rows = window_taps(h, s.R, 1, s.H);
-  const T* input = a.input.at(n, c, h, -s.pad_w);
-  T* output = a.output.at(n, c, p, 0);
-  const auto divisor = [&](int64_t q) { return static_cast<Compute<T>>(row_divisor * divisors.columns(q)); };
-  const auto one = [&](int64_t q) {
-    const Range columns = window_taps(q * s.stride_w - s.pad_w, s.S, 1, s.W);
-    const T* window = input + q * s.stride_w * in.w;
-    store(output + q, sum_window(rows, columns, window, in.h, in.w) / divisor(q));
-  };
-  const auto whole = [&](auto step, auto lanes, int64_t q) CNNFAST_INLINE_LAMBDA {
-    Lanes<Compute<T>, lanes.value> sum[1];
-    sum_windows<step.value>(rows, {0, s.S}, input + q * step.value, in.h, in.w, 0, sum);
-    store_lanes(output + q, sum[0] / divisor(q));  // all of them lie inside: one divisor
-  };
-  for_each_column<T>(s.Q, s.stride_w, register_columns(s, in.w), whole, one);
+  const int64_t inner_divisor = inner.begin < inner.end ? divisors.columns(inner.begin) : 1;
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t h = p * s.stride_h - s.pad_h, row_divisor = divisors.rows(p);
+    const Range rows = window_taps(h, s.R, 1, s.H);
+    const T* input = a.input.at(n, c, h, -s.pad_w);
+    T* output = a.output.at(n, c, p, 0);
+    const auto one = [&](int64_t q) {
+      const Range columns = window_taps(q * s.stride_w - s.pad_w, s.S, 1, s.W);
+      const T* window = input + q * s.stride_w * in.w;
+      const auto divisor = static_cast<Compute<T>>(row_divisor * divisors.columns(q));
+      store(output + q, sum_window(rows, columns, window, in.h, in.w) / divisor);
+    };
+    // All of its windows lie inside: one divisor.
+    const auto divisor = static_cast<Compute<T>>(row_divisor * inner_divisor);
+    const auto whole = [&](auto step, auto lanes, int64_t q) CNNFAST_INLINE_LAMBDA {
+      Lanes<Compute<T>, lanes.value> sum[1];
+      sum_windows<step.value>(rows, {0, s.S}, input + q * step.value, in.h, in.w, 0, sum);
+      store_lanes(output + q, sum[0] / divisor);
+    };
+    for_each_column<T>(s.Q, s.stride_w, inner, whole, one);
+  }
+}
+
+// Planes [begin, end) of one window each. Several at a time, for each sum is a chain of additions.
+template <class T>
+void average_whole_planes(const AvgPool2dForward<T>& a, int64_t begin, int64_t end) {
+  constexpr int kPlanes = 4;
+  const Pool2dShape s = a.shape;
+  const Strides in = a.input.stride;
+  const Divisors divisors(s, a.divisor);
+  const auto divisor = static_cast<Compute<T>>(divisors.rows(0) * divisors.columns(0));
+  const Range rows = window_taps(-s.pad_h, s.R, 1, s.H), columns = window_taps(-s.pad_w, s.S, 1, s.W);
+  for (int64_t plane = begin; plane < end; plane += kPlanes) {
+    const T* input[kPlanes];
+    T* output[kPlanes];
+    Compute<T> sum[kPlanes];
+    unroll<kPlanes>([&](auto i) CNNFAST_INLINE_LAMBDA {
+      const int64_t at = min(plane + i.value, end - 1);  // the last plane several times over
+      input[i.value] = a.input.at(at / s.C, at % s.C, -s.pad_h, -s.pad_w);
+      output[i.value] = a.output.at(at / s.C, at % s.C, 0, 0);
+      sum[i.value] = 0;
+    });
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t t = columns.begin; t < columns.end; ++t)
+        unroll<kPlanes>([&](auto i)
+                            CNNFAST_INLINE_LAMBDA { sum[i.value] += load(input[i.value] + r * in.h + t * in.w); });
+    unroll<kPlanes>([&](auto i) CNNFAST_INLINE_LAMBDA { store(output[i.value], sum[i.value] / divisor); });
+  }
 }
 
 template <class T>
 void avg_pool2d_forward(const AvgPool2dForward<T>& a, int64_t begin, int64_t end) {
-  const int64_t P = a.shape.P;
+  const Pool2dShape& s = a.shape;
   if (a.channels_last) {
-    for (int64_t row = begin; row < end; ++row) average_channels_last_row(a, row / P, row % P);
+    for (int64_t row = begin; row < end; ++row) average_channels_last_row(a, row / s.P, row % s.P);
+  } else if (s.P == 1 && s.Q == 1) {
+    average_whole_planes(a, begin, end);
   } else {
-    for_each_plane(begin, end, a.shape.C, P, [&](int64_t n, int64_t c, int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) average_plane_row(a, n, c, p);
+    const Range inner = register_columns(s, a.input.stride.w);
+    for_each_plane(begin, end, s.C, s.P, [&](int64_t n, int64_t c, int64_t first, int64_t last) {
+      average_plane(a, inner, n, c, first, last);
     });
   }
 }

@@ -111,12 +111,37 @@ CNNFAST_INLINE void load_even_odd(const T* p, V& even, V& odd) {
   odd = from_bits<V, T>(every_second<1>(low, high));
 }
 
+// As number.h's store, lane by lane.
+template <class V>
+CNNFAST_INLINE auto narrow(V v, bfloat16) {
+  using Wide = Lanes<uint32_t, kLanesOf<V>>;
+  const Wide b = reinterpret_cast<Wide>(v), rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  return __builtin_convertvector((b & 0x7fffffffu) > 0x7f800000u ? b >> 16 | 0x40u : rounded,
+                                 Lanes<uint16_t, kLanesOf<V>>);
+}
+template <class V>
+CNNFAST_INLINE auto narrow(V v, float16) {
+  using Bits = Lanes<uint16_t, kLanesOf<V>>;
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32)
+    return reinterpret_cast<Bits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+  Bits bits;
+  for (int lane = 0; lane < kLanesOf<V>; ++lane) {
+    float16 h;
+    store(&h, v[lane]);
+    bits[lane] = h.bits;
+  }
+  return bits;
+}
+
 template <class T, class V>
 CNNFAST_INLINE void store_lanes(T* p, V v) {
   if constexpr (sizeof(T) == sizeof(Compute<T>)) {
     std::memcpy(p, &v, sizeof v);
   } else {
-    for (int lane = 0; lane < kLanesOf<V>; ++lane) store(p + lane, v[lane]);
+    const auto bits = narrow(v, T{});
+    std::memcpy(p, &bits, sizeof bits);
   }
 }
 
