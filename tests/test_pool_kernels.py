@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,12 +136,16 @@ def test_max_pool2d(case: Case, dtype: torch.dtype) -> None:
             alone, nothing = ops.max_pool2d_forward(input, flat_options(arguments), 0)
             assert_same(alone, output)
             assert nothing.shape == (0,) and nothing.dtype == torch.int64
-            with_code, code = ops.max_pool2d_with_code(input, *arguments)
-            assert_same(with_code, output)
-            assert_same(code, DECOMPOSITIONS["max_pool2d_with_code"](input, *arguments)[1])
+            winners = [my_indices]
+            if math.prod(arguments[0]) <= 254:
+                with_code, code = ops.max_pool2d_with_code(input, *arguments)
+                assert_same(with_code, output)
+                assert torch.equal(code, DECOMPOSITIONS["max_pool2d_with_code"](input, *arguments)[1])
+                assert code.stride() == with_code.stride()
+                winners.append(code)
             for grad_layout in {"contiguous", layout} - {"expanded"}:
                 gradient = LAYOUTS[grad_layout](grad_output)
-                for winner in (my_indices, code):
+                for winner in winners:
                     assert_same(max_pool2d_backward(gradient, winner, input, arguments), grad_input)
 
 
