@@ -46,8 +46,10 @@ Grads = tuple[Tensor | None, ...]
 class Op(Function):
     """An op of the library: how it runs, what it keeps for backward, its backward formula."""
 
-    #: The name in torch.ops.cnnfast and, but for max_pool2d_with_code, cnnfast.functional.
+    #: The name in torch.ops.cnnfast.
     name: ClassVar[str]
+    #: The name in cnnfast.functional, where that is another.
+    functional: ClassVar[str]
     #: How many tensors it takes, an absent bias included.
     tensors: ClassVar[int] = 1
     #: Whether autocast runs it in the lower precision, as it does torch's own.
@@ -62,6 +64,8 @@ class Op(Function):
     private: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        if "functional" not in vars(cls):
+            cls.functional = cls.name
         if "infer" not in vars(cls):
             cls.infer = cls.compute
         compute, save, private = cls.compute, cls.save, cls.private
@@ -274,6 +278,7 @@ class MaxPool2dWithCode(MaxPool2d):
     """Keeps one byte per pooled element, ``code``: what ``max_pool2d`` runs where nobody asks for the indices."""
 
     name = "max_pool2d_with_code"
+    functional = "max_pool2d"
     private = True
 
     @staticmethod

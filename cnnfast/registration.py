@@ -212,20 +212,20 @@ def _register_autograd(op: type[Op]) -> None:
 
     def autograd(keyset: Any, *args: Any) -> Any:
         if routing.has_tangent(*args[:tensors]):
-            routing.to_torch(op.name, routing.FORWARD_AD)
+            routing.to_torch(op.functional, routing.FORWARD_AD)
             return decomposition.DECOMPOSITIONS[op.name](*args)
         return derive(keyset, *args)
 
     _lib.impl(op.name, autograd, "Autograd", with_keyset=True)
 
 
-def _register_functorch(name: str) -> None:
+def _register_functorch(op: type[Op]) -> None:
     def transformed(*args: Any) -> Any:
-        routing.to_torch(name, routing.FUNCTORCH)
-        return decomposition.DECOMPOSITIONS[name](*args)
+        routing.to_torch(op.functional, routing.FUNCTORCH)
+        return decomposition.DECOMPOSITIONS[op.name](*args)
 
     # The key under which torch.func's transforms, while any is active, meet every op first.
-    _lib.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
+    _lib.impl(op.name, transformed, "FuncTorchDynamicLayerFrontMode")
 
 
 def register() -> None:
@@ -237,7 +237,7 @@ def register() -> None:
             _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     for op in OPS.values():
         _register_autograd(op)
-        _register_functorch(op.name)
+        _register_functorch(op)
         if op.lower_precision:
             _register_autocast(op, "cpu", torch._C.DispatchKey.AutocastCPU)
             _register_autocast(op, "cuda", torch._C.DispatchKey.AutocastCUDA)
