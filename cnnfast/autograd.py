@@ -46,8 +46,10 @@ Grads = tuple[Tensor | None, ...]
 class Op(Function):
     """An op of the library: how it runs, what it keeps for backward, its backward formula."""
 
-    #: The name in torch.ops.cnnfast and cnnfast.functional.
+    #: The name in torch.ops.cnnfast.
     name: ClassVar[str]
+    #: The name in cnnfast.functional, where that is another.
+    functional: ClassVar[str]
     #: How many tensors it takes, an absent bias included.
     tensors: ClassVar[int] = 1
     #: Whether autocast runs it in the lower precision, as it does torch's own.
@@ -62,6 +64,8 @@ class Op(Function):
     private: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        if "functional" not in vars(cls):
+            cls.functional = cls.name
         if "infer" not in vars(cls):
             cls.infer = cls.compute
         compute, save, private = cls.compute, cls.save, cls.private
@@ -90,6 +94,7 @@ _SIZES: dict[str, tuple[int | None, ...]] = {
     "conv_transpose2d": _CONV_TRANSPOSE2D + _ALLOW_TF32,
     "relu": (),
     "max_pool2d": _MAX_POOL2D,
+    "max_pool2d_with_code": _MAX_POOL2D,
     "avg_pool2d": _AVG_POOL2D,
 }
 
@@ -188,7 +193,7 @@ class Conv2dReLUMaxPool2d(Op):
             options = public_options(Conv2dReLUMaxPool2d.name, ctx.options)
             conv, pool = options[:4], options[4:8]
             size = conv_output_size(input, weight, *conv[:3])
-            grad = _scatter(grad_output, _winners(code, size[1], *pool), size)
+            grad = _scatter(grad_output, _indices(code, size[1], *pool), size)
             grads = _convolution_backward(grad, input, weight, conv, mask)
         else:
             grads = _conv2d_relu_max_pool2d_backward(grad_output, code, input, weight, ctx.options, mask)
@@ -246,11 +251,11 @@ class MaxPool2d(Op):
 
     @staticmethod
     def compute(input: Tensor, options: Options) -> Any:
-        return _max_pool2d_forward(input, *public_options(MaxPool2d.name, options), True)
+        return _max_pool2d_forward(input, options, 8)
 
     @staticmethod
     def infer(input: Tensor, options: Options) -> Any:
-        return _max_pool2d_forward(input, *public_options(MaxPool2d.name, options), False)
+        return _max_pool2d_forward(input, options, 0)
 
     @staticmethod
     def save(ctx: Any, tensors: Any, options: Options, results: tuple[Tensor, Tensor]) -> None:
@@ -267,6 +272,27 @@ class MaxPool2d(Op):
         if _differentiated():
             return _scatter(grad_output, indices, ctx.input_size), None
         return _max_pool2d_backward(grad_output, indices, ctx.input_size, ctx.options), None
+
+
+class MaxPool2dWithCode(MaxPool2d):
+    """Keeps one byte per pooled element, ``code``: what ``max_pool2d`` runs where nobody asks for the indices."""
+
+    name = "max_pool2d_with_code"
+    functional = "max_pool2d"
+    private = True
+
+    @staticmethod
+    def compute(input: Tensor, options: Options) -> Any:
+        return _max_pool2d_forward(input, options, 1)
+
+    infer = MaxPool2d.infer
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> Grads:
+        if grad_output is None or not _differentiated():
+            return MaxPool2d.backward(ctx, grad_output)
+        pool = public_options(MaxPool2dWithCode.name, ctx.options)[:4]
+        return _scatter(grad_output, _indices(*ctx.saved_tensors, ctx.input_size[1], *pool), ctx.input_size), None
 
 
 class AvgPool2d(Op):
@@ -300,7 +326,17 @@ class AvgPool2d(Op):
 
 #: name -> its Function.
 OPS: dict[str, type[Op]] = {
-    cls.name: cls for cls in (Conv2d, ConvTranspose2d, ReLU, MaxPool2d, AvgPool2d, Conv2dReLU, Conv2dReLUMaxPool2d)
+    cls.name: cls
+    for cls in (
+        Conv2d,
+        ConvTranspose2d,
+        ReLU,
+        MaxPool2d,
+        MaxPool2dWithCode,
+        AvgPool2d,
+        Conv2dReLU,
+        Conv2dReLUMaxPool2d,
+    )
 }
 #: name -> the handle of its public op.
 PUBLIC: dict[str, Any] = {name: op(name) for name in OPS}
@@ -397,8 +433,8 @@ def _scatter(grad_output: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     return dense.contiguous(memory_format=suggest_memory_format(index))
 
 
-def _winners(code: Tensor, width: int, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    """The winners of the fused op's windows as ``_scatter`` takes them; ``width`` is that of the un-pooled map."""
+def _indices(code: Tensor, width: int, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """The winners that codes name, as ``_scatter`` takes them; ``width`` is that of the un-pooled map."""
     rows, columns = (torch.arange(code.shape[d - 2], device=code.device) * stride[d] - padding[d] for d in (0, 1))
     tap = code.long()
     h = rows.view(-1, 1) + tap // kernel_size[1] * dilation[0]

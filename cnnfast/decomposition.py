@@ -57,13 +57,8 @@ def conv2d_relu_max_pool2d(
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     dense = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
-    output, indices = max_pool2d(dense, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
-    # The winner's place in its window, row by row.
-    tap = torch.zeros_like(indices)
-    for d, index in enumerate((indices // dense.shape[-1], indices % dense.shape[-1])):
-        first = torch.arange(output.shape[d - 2], device=output.device) * pool_stride[d] - pool_padding[d]
-        tap = tap * kernel_size[d] + (index - (first if d else first.view(-1, 1))) // pool_dilation[d]
-    return output, torch.where(output <= 0, CLIPPED, tap).to(torch.uint8)
+    output, code = max_pool2d_with_code(dense, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    return output, torch.where(output <= 0, CLIPPED, code)
 
 
 def conv_transpose2d(
@@ -93,6 +88,18 @@ def max_pool2d(
     return torch.ops.aten.max_pool2d_with_indices(input, *options)
 
 
+def max_pool2d_with_code(
+    input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    output, indices = max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    # The winner's place in its window, row by row.
+    tap = torch.zeros_like(indices)
+    for d, index in enumerate((indices // input.shape[-1], indices % input.shape[-1])):
+        first = torch.arange(output.shape[d - 2], device=output.device) * stride[d] - padding[d]
+        tap = tap * kernel_size[d] + (index - (first if d else first.view(-1, 1))) // dilation[d]
+    return output, tap.to(torch.uint8)
+
+
 def avg_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -109,7 +116,16 @@ def avg_pool2d(
 
 DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (conv2d, conv2d_relu, conv2d_relu_max_pool2d, conv_transpose2d, relu, max_pool2d, avg_pool2d)
+    for function in (
+        conv2d,
+        conv2d_relu,
+        conv2d_relu_max_pool2d,
+        conv_transpose2d,
+        relu,
+        max_pool2d,
+        max_pool2d_with_code,
+        avg_pool2d,
+    )
 }
 
 

@@ -286,6 +286,8 @@ def max_pool2d(
         options: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         return F.max_pool2d(input, *options)
     options = max_pool2d_options(name, "", kernel_size, stride, padding, dilation, ceil_mode)
+    if not return_indices and options[0] * options[1] <= _MAX_CODED_WINDOW:
+        name = "max_pool2d_with_code"
     return _run(name, compiling, (input,), options, all_results=return_indices)
 
 

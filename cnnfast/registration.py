@@ -131,12 +131,13 @@ def _max_pool2d(
     padding: Ints,
     dilation: Ints,
     ceil_mode: bool,
-    return_indices: bool = True,
+    winner_bytes: int = 8,
 ) -> tuple[Tensor, Tensor]:
     size = _pooled_size(input.shape[-2:], kernel_size, stride, padding, dilation, ceil_mode)
     output = _image(input, input.shape[-3], size, _channels_last(input))
-    indices = torch.empty_like(output, dtype=torch.int64) if return_indices else input.new_empty(0, dtype=torch.int64)
-    return output, indices
+    dtype = torch.uint8 if winner_bytes == 1 else torch.int64
+    winner = torch.empty_like(output, dtype=dtype) if winner_bytes else input.new_empty(0, dtype=dtype)
+    return output, winner
 
 
 def _avg_pool2d(
@@ -168,9 +169,12 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "relu_forward": _relu,
     "relu_backward": lambda grad_output, output: torch.empty_like(output),
     "max_pool2d": _max_pool2d,
-    "max_pool2d_forward": _max_pool2d,
-    "max_pool2d_backward": lambda grad_output, indices, input_size, options: _image(
-        grad_output, grad_output.shape[-3], input_size, _channels_last(indices)
+    "max_pool2d_with_code": lambda *args: _max_pool2d(*args, winner_bytes=1),
+    "max_pool2d_forward": lambda input, options, winner_bytes: _max_pool2d(
+        input, *public_options("max_pool2d", options), winner_bytes
+    ),
+    "max_pool2d_backward": lambda grad_output, winner, input_size, options: _image(
+        grad_output, grad_output.shape[-3], input_size, _channels_last(winner)
     ),
     "avg_pool2d": _avg_pool2d,
     "avg_pool2d_forward": _avg_pool2d,
@@ -208,20 +212,20 @@ def _register_autograd(op: type[Op]) -> None:
 
     def autograd(keyset: Any, *args: Any) -> Any:
         if routing.has_tangent(*args[:tensors]):
-            routing.to_torch(op.name, routing.FORWARD_AD)
+            routing.to_torch(op.functional, routing.FORWARD_AD)
             return decomposition.DECOMPOSITIONS[op.name](*args)
         return derive(keyset, *args)
 
     _lib.impl(op.name, autograd, "Autograd", with_keyset=True)
 
 
-def _register_functorch(name: str) -> None:
+def _register_functorch(op: type[Op]) -> None:
     def transformed(*args: Any) -> Any:
-        routing.to_torch(name, routing.FUNCTORCH)
-        return decomposition.DECOMPOSITIONS[name](*args)
+        routing.to_torch(op.functional, routing.FUNCTORCH)
+        return decomposition.DECOMPOSITIONS[op.name](*args)
 
     # The key under which torch.func's transforms, while any is active, meet every op first.
-    _lib.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
+    _lib.impl(op.name, transformed, "FuncTorchDynamicLayerFrontMode")
 
 
 def register() -> None:
@@ -233,7 +237,7 @@ def register() -> None:
             _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     for op in OPS.values():
         _register_autograd(op)
-        _register_functorch(op.name)
+        _register_functorch(op)
         if op.lower_precision:
             _register_autocast(op, "cpu", torch._C.DispatchKey.AutocastCPU)
             _register_autocast(op, "cuda", torch._C.DispatchKey.AutocastCUDA)

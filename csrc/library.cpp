@@ -33,13 +33,12 @@ CNNFAST_LIBRARY(m) {
       "bool[] output_mask) -> (Tensor, Tensor, Tensor)");
   m.def("relu_forward(Tensor input) -> Tensor");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
-  // Without return_indices the second result is empty.
-  m.def(
-      "max_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
-      "bool ceil_mode, bool return_indices) -> (Tensor, Tensor)");
-  // input_size is (H, W), SymInt so that a compiled graph serves every size; options (kernel_size, stride, padding,
-  // dilation, ceil_mode). The memory format of the result is that of indices.
-  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[] input_size, int[] options) -> Tensor");
+  // options are (kernel_size, stride, padding, dilation, ceil_mode). The second result tells each window's winner in
+  // winner_bytes: 8 for its int64 index in the plane, 1 for its code (above), 0 for nothing, an empty tensor.
+  m.def("max_pool2d_forward(Tensor input, int[] options, int winner_bytes) -> (Tensor, Tensor)");
+  // input_size is (H, W), SymInt so that a compiled graph serves every size. The memory format of the result is that of
+  // winner.
+  m.def("max_pool2d_backward(Tensor grad_output, Tensor winner, SymInt[] input_size, int[] options) -> Tensor");
   m.def(
       "avg_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
@@ -64,6 +63,10 @@ CNNFAST_LIBRARY(m) {
   m.def(
       "max_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
       "-> (Tensor, Tensor)");
+  // As max_pool2d, with codes instead of indices: windows of at most 254 elements.
+  m.def(
+      "max_pool2d_with_code(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "bool ceil_mode) -> (Tensor, Tensor)");
   m.def(
       "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");

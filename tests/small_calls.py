@@ -33,7 +33,9 @@ class Call(NamedTuple):
         ]
 
     def ours(self, *tensors: Tensor | None) -> Tensor:
-        return getattr(CF, self.op)(*tensors, **self.arguments)
+        if self.op == "max_pool2d":
+            return CF.max_pool2d(*tensors, **self.arguments, return_indices=True)[0]
+        return getattr(CF, self.op.removesuffix("_with_code"))(*tensors, **self.arguments)
 
     def theirs(self, *tensors: Tensor | None) -> Tensor:
         return _THEIRS[self.op](*tensors, **self.arguments)
@@ -51,7 +53,7 @@ def public_arguments(op: str, call: Callable[[], Any]) -> tuple[Any, ...]:
     """What ``call``, of a functional, passes to the public op under torch.compile."""
     with (
         mock.patch.object(torch.compiler, "is_compiling", lambda: True),
-        mock.patch.dict(autograd.PUBLIC, {op: mock.Mock(return_value=None)}),
+        mock.patch.dict(autograd.PUBLIC, {op: mock.Mock(return_value=(None, None))}),
     ):
         call()
         return autograd.PUBLIC[op].call_args.args
@@ -70,6 +72,7 @@ _THEIRS: dict[str, Callable[..., Tensor]] = {
     "conv_transpose2d": F.conv_transpose2d,
     "relu": F.relu,
     "max_pool2d": F.max_pool2d,
+    "max_pool2d_with_code": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
 }
 
@@ -94,10 +97,16 @@ CALLS = [
     Call("conv_transpose2d", ((0, 3, 4, 3), (3, 2, 3, 3), (2,)), {}),
     Call("relu", ((3, 4, 5),), {}),
     Call("relu", ((0, 3),), {}),
-    Call("max_pool2d", ((2, 3, 5, 6),), {"kernel_size": 2}),
-    Call("max_pool2d", ((3, 7, 6),), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
-    Call("max_pool2d", ((1, 2, 6, 6),), {"kernel_size": 2, "stride": 1, "dilation": 2}),
-    Call("max_pool2d", ((0, 2, 6, 6),), {"kernel_size": 2}),
+    *(
+        Call(op, (shape,), arguments)
+        for op in ("max_pool2d", "max_pool2d_with_code")
+        for shape, arguments in [
+            ((2, 3, 5, 6), {"kernel_size": 2}),
+            ((3, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+            ((1, 2, 6, 6), {"kernel_size": 2, "stride": 1, "dilation": 2}),
+            ((0, 2, 6, 6), {"kernel_size": 2}),
+        ]
+    ),
     Call("avg_pool2d", ((2, 3, 5, 6),), {"kernel_size": 2}),
     Call("avg_pool2d", ((3, 7, 6),), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
     Call("avg_pool2d", ((1, 2, 6, 6),), {"kernel_size": 3, "padding": 1, "count_include_pad": False}),

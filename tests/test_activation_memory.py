@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnfast import functional
 from cnnfast.models import LectureCNN
 
 
@@ -43,6 +44,15 @@ def test_lecture_layers_keep_far_fewer_bytes(batch: int, device: torch.device) -
     # Input, code and output of the first layer, code of the second.
     assert mine <= 4 * image + 12 * image // 4 * (1 + 4) + 24 * image // 16
     assert torchs / mine >= 5.8, (torchs, mine)
+
+
+@pytest.mark.parametrize(("return_indices", "bytes_each"), [(False, 1), (True, 8)])
+def test_max_pool2d_keeps_a_byte_per_window(return_indices: bool, bytes_each: int, device: torch.device) -> None:
+    images = torch.randn(2, 3, 8, 10, device=device, requires_grad=True)
+    pool = lambda: functional.max_pool2d(images, 2, return_indices=return_indices)  # noqa: E731
+    assert saved_bytes(pool, [images]) == bytes_each * 2 * 3 * 4 * 5
+    # More elements than a byte tells apart.
+    assert saved_bytes(lambda: functional.max_pool2d(images.repeat(1, 1, 4, 4), 16), []) >= 8 * 2 * 3 * 2 * 2
 
 
 def test_bytes_are_counted_once_per_storage() -> None:

@@ -104,6 +104,7 @@ def _kept(call: Call, tensors: list[Any]) -> list[Tensor]:
         ("conv_transpose2d", ["input", "weight"]),
         ("relu", ["output"]),
         ("max_pool2d", ["indices"]),
+        ("max_pool2d_with_code", ["code"]),
         ("avg_pool2d", []),
     ],
 )

@@ -17,7 +17,7 @@ from calls import forward_backward, theirs
 from cuda_host.fixture import emulated  # noqa: F401
 from torch import Tensor
 
-from cnnfast import autograd, functional, library, routing
+from cnnfast import autograd, decomposition, functional, library, routing
 from cnnfast.testing import DTYPES, LAYOUTS, OPS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
 # (order of threads and blocks, its seed, the byte that fills shared memory): NaN, or 1e30
@@ -267,3 +267,8 @@ def test_winners_of_max_pool2d(runs: list[tuple[int, int, int] | None], device: 
     output, mine = autograd.MaxPool2d.compute(input.to(device), (3, 3, 2, 2, 1, 1, 1, 1, False))
     torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(mine.cpu(), indices)
+    output, code = autograd.MaxPool2dWithCode.compute(input.to(device), (3, 3, 2, 2, 1, 1, 1, 1, False))
+    torch.testing.assert_close(output.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(
+        code.cpu(), decomposition.max_pool2d_with_code(input, [3] * 2, [2] * 2, [1] * 2, [1] * 2, False)[1]
+    )

@@ -126,7 +126,8 @@ def test_onnx_of_an_exported_program() -> None:
     pytest.importorskip("onnxscript")
     module = _all_ops()
     exported = _export(module, torch.randn(2, 2, 16, 18))
-    assert _called(exported) >= set(PUBLIC.values())
+    # Whoever wants no indices gets max_pool2d_with_code.
+    assert _called(exported) >= set(PUBLIC.values()) - {PUBLIC["max_pool2d"]}
     program = torch.onnx.export(exported.run_decompositions(cnnfast.decompositions()), (), dynamo=True, verbose=False)
     _check_onnx(program, module, [torch.randn(5, 2, 16, 18), torch.randn(1, 2, 16, 18)])
 

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import cnnfast
-from cnnfast import routing
+from cnnfast import autograd, routing
 
 every_op = pytest.mark.parametrize("call", one_of_each(), ids=str)
 # Forward mode scripts torch's formulas.
@@ -77,7 +77,7 @@ def test_as_torch_and_counted(call: Call, transform: str) -> None:
     expected = TRANSFORMS[transform](theirs, input)
     for ours in (functional, public):
         torch.testing.assert_close(TRANSFORMS[transform](ours, input), expected)
-        (reason,) = cnnfast.fallbacks(reset=True)[call.op]
+        (reason,) = cnnfast.fallbacks(reset=True)[autograd.OPS[call.op].functional]
         assert reason == (routing.FORWARD_AD if transform == "dual" else routing.FUNCTORCH).text
 
 

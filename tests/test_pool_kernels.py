@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cnnfast  # noqa: F401  (registers the ops)
+from cnnfast.decomposition import DECOMPOSITIONS
 from cnnfast.testing import DTYPES, LAYOUTS, Case, assert_within, cases, make_tensors, random_tensor, reference
 
 ops = torch.ops.cnnfast
@@ -104,10 +106,13 @@ AVG_CASES = [few_images(case) for case in cases("avg_pool2d")] + [
 ]
 
 
-def max_pool2d_backward(grad_output: Tensor, indices: Tensor, input: Tensor, arguments: list[Any]) -> Tensor:
+def flat_options(arguments: list[Any]) -> list[int]:
     *pairs, ceil_mode = arguments
-    options = [value for pair in pairs for value in pair] + [int(ceil_mode)]
-    return ops.max_pool2d_backward(grad_output, indices, list(input.shape[-2:]), options)
+    return [value for pair in pairs for value in pair] + [int(ceil_mode)]
+
+
+def max_pool2d_backward(grad_output: Tensor, winner: Tensor, input: Tensor, arguments: list[Any]) -> Tensor:
+    return ops.max_pool2d_backward(grad_output, winner, list(input.shape[-2:]), flat_options(arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,12 +133,20 @@ def test_max_pool2d(case: Case, dtype: torch.dtype) -> None:
             mine, my_indices = ops.max_pool2d(input, *arguments)
             assert_same(mine, output)
             assert_same(my_indices, indices)
-            alone, nothing = ops.max_pool2d_forward(input, *arguments, False)
+            alone, nothing = ops.max_pool2d_forward(input, flat_options(arguments), 0)
             assert_same(alone, output)
             assert nothing.shape == (0,) and nothing.dtype == torch.int64
+            winners = [my_indices]
+            if math.prod(arguments[0]) <= 254:
+                with_code, code = ops.max_pool2d_with_code(input, *arguments)
+                assert_same(with_code, output)
+                assert torch.equal(code, DECOMPOSITIONS["max_pool2d_with_code"](input, *arguments)[1])
+                assert code.stride() == with_code.stride()
+                winners.append(code)
             for grad_layout in {"contiguous", layout} - {"expanded"}:
                 gradient = LAYOUTS[grad_layout](grad_output)
-                assert_same(max_pool2d_backward(gradient, my_indices, input, arguments), grad_input)
+                for winner in winners:
+                    assert_same(max_pool2d_backward(gradient, winner, input, arguments), grad_input)
 
 
 def test_max_pool2d_of_normal_values() -> None:
@@ -232,10 +245,13 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype, channels_last: bool) 
 
     def results() -> list[Tensor]:
         output, indices = ops.max_pool2d(input, *max_args)
+        code = ops.max_pool2d_with_code(input, *max_args)[1]
         return [
             output,
             indices,
+            code,
             max_pool2d_backward(output, indices, input, max_args),
+            max_pool2d_backward(output, code, input, max_args),
             ops.avg_pool2d_forward(input, *avg_args),
             ops.avg_pool2d_backward(output, [33, 31], channels_last, *avg_args),
         ]
@@ -264,15 +280,20 @@ WINDOWS = [3, 3, 1, 1, 0, 0, 1, 1, 0]  # 8x8 to 6x6
         (lambda x: ops.max_pool2d(x, [9, 9], [1, 1], [0, 0], [1, 1], False), "output size is too small"),
         (lambda x: ops.max_pool2d(x[0, 0], [2, 2], [1, 1], [0, 0], [1, 1], False), "must be 3D .* or 4D"),
         (lambda x: ops.max_pool2d(x.int(), [2, 2], [1, 1], [0, 0], [1, 1], False), "dtype must be float32"),
-        (lambda x: ops.max_pool2d_backward(x, x, [8, 8], WINDOWS), "indices must have dtype int64"),
+        (lambda x: ops.max_pool2d_backward(x, x, [8, 8], WINDOWS), "winner must have dtype uint8 or int64"),
         (
             lambda x: ops.max_pool2d_backward(x, x[:1].long(), [8, 8], WINDOWS),
-            "indices must have the shape of grad_output",
+            "winner must have the shape of grad_output",
         ),
         (lambda x: ops.max_pool2d_backward(x, x.long() + 64, [8, 8], WINDOWS), "must lie in the H\\*W plane .* 8x8"),
         (lambda x: ops.max_pool2d_backward(x, x.long() - 2, [8, 8], WINDOWS), "must lie in the H\\*W plane .* 8x8"),
         (lambda x: ops.max_pool2d_backward(x, x.long(), [9, 8], WINDOWS), "end in the output size \\(7 x 6\\)"),
         (lambda x: ops.max_pool2d_backward(x, x.long(), [8, 8], [3]), "options must have 9 values"),
+        (lambda x: ops.max_pool2d_forward(x, WINDOWS, 4), "winner_bytes must be 0, 1 or 8"),
+        (
+            lambda x: ops.max_pool2d_with_code(x.repeat(1, 1, 3, 3), [17, 15], [1, 1], [0, 0], [1, 1], False),
+            "at most 254 elements, but got kernel_size=\\[17, 15\\]",
+        ),
         (lambda x: ops.avg_pool2d(x, [2, 2], [2, 2], [0, 0], False, True, 0), "divisor must be not zero"),
         (
             lambda x: ops.avg_pool2d_backward(x, [8, 8], False, [2, 2], [2, 2], [0, 0], False, True, None),

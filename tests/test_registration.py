@@ -84,6 +84,13 @@ def test_fake_and_real_results_agree(call: Call, dtype: torch.dtype) -> None:
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_faketensor")
 
 
+class PoolWithIndices(nn.Module):
+    """The only caller of max_pool2d: without indices it is max_pool2d_with_code."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cnnfast.functional.max_pool2d(input, 2, 1, return_indices=True)[0]
+
+
 class Everything(nn.Module):
     """Every op of the library once."""
 
@@ -95,6 +102,7 @@ class Everything(nn.Module):
             cnnfast.ReLU(),
             cnnfast.MaxPool2d(2),
             cnnfast.ConvTranspose2d(4, 3, 2, stride=2),
+            PoolWithIndices(),
             cnnfast.AvgPool2d(2),
             cnnfast.ConvReLU2d(3, 2, 1),
         )

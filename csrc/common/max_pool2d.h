@@ -3,8 +3,9 @@
 // The first of equal values wins a window; a NaN wins over any number and the last NaN over earlier ones, as in
 // torch. What is remembered of the winner, `Stored`, is
 //   int64_t: its place in the H*W plane, -1 for a window without any tap inside the input;
-//   uint8_t: its row-major index in the window, kClipped where ReLU clips the maximum. The pooled value is then
-//            max(x, 0), which is the maximum of the window's ReLU.
+//   uint8_t: its row-major index in the window, its code; kClipped for a window without any tap inside the input.
+// With `relu` the pooled value is max(x, 0), which is the maximum of the window's ReLU, and the code is kClipped where
+// that clips it, too.
 #pragma once
 
 #include "common/shape.h"
@@ -14,6 +15,7 @@ namespace cnnfast {
 template <class T, class Stored>
 struct MaxPool2dForward {
   Pool2dShape shape;
+  bool relu;           // with codes only
   bool channels_last;  // the order of rows, below
   View<const T> input;
   View<T> output;       // dense, in the order that channels_last says

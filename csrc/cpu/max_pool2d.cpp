@@ -1,4 +1,4 @@
-// max_pool2d_forward and max_pool2d_backward on the CPU, of the winner's place and of its code after ReLU.
+// max_pool2d_forward and max_pool2d_backward on the CPU, of the winner's place and of its code.
 #include "ops/max_pool2d.h"
 
 #include <atomic>
@@ -11,17 +11,40 @@
 namespace cnnfast {
 namespace {
 
-// Elements of the output per task: large against the cost of starting one, small against the caches.
-constexpr int64_t kGrain = 1 << 12;
+// Elements of the output, or of grad_input, per task: large against the cost of starting one, small against the caches.
+constexpr int64_t kGrain = 1 << 12, kGatherGrain = 1 << 14;
 
 template <class T, class Stored>
 const MaxPool2dKernelsOf<T, Stored>& kernels_of() {
   const MaxPool2dKernels<T>& kernels = cpu_kernels().of<T>().max_pool2d;
   if constexpr (sizeof(Stored) == 1) {
-    return kernels.relu;
+    return kernels.code;
   } else {
-    return kernels.plain;
+    return kernels.index;
   }
+}
+
+template <class T>
+void gather(const MaxPool2dBackward<T, uint8_t>& args) {
+  const Pool2dShape& s = args.shape;
+  const int64_t row = args.channels_last ? s.W * s.C : s.W;
+  parallel_ranges(s.N * s.C * s.H * s.W / row, ceil_div(kGatherGrain, row),
+                  [&](int64_t begin, int64_t end) { cpu_kernels().of<T>().max_pool2d.gather(args, begin, end); });
+}
+
+// False if a winner lay outside the plane.
+template <class T, class Stored>
+bool scatter(const MaxPool2dBackward<T, Stored>& args) {
+  const Pool2dShape& s = args.shape;
+  std::atomic<bool> inside{true};
+  const int64_t blocks = max_pool2d_scatter_blocks(s, args.channels_last);
+  const int64_t scratch = max_pool2d_scatter_scratch<T>(s, args.channels_last);
+  const int64_t block_outputs = ceil_div(s.C, blocks) * s.P * s.Q;
+  parallel_ranges(s.N * blocks, ceil_div(kGrain, block_outputs), [&](int64_t begin, int64_t end) {
+    Workspace workspace(Workspace::needed<Compute<T>>(scratch));
+    if (!kernels_of<T, Stored>().scatter(args, begin, end, workspace.take<Compute<T>>(scratch))) inside = false;
+  });
+  return inside;
 }
 
 }  // namespace
@@ -36,17 +59,12 @@ void max_pool2d_forward(Cpu, const MaxPool2dForward<T, Stored>& args) {
 
 template <class T, class Stored>
 void max_pool2d_backward(Cpu, const MaxPool2dBackward<T, Stored>& args) {
-  const Pool2dShape& s = args.shape;
-  std::atomic<bool> inside{true};
-  const int64_t blocks = max_pool2d_backward_blocks(s, args.channels_last);
-  const int64_t scratch = max_pool2d_backward_scratch<T>(s, args.channels_last);
-  const int64_t block_outputs = ceil_div(s.C, blocks) * s.P * s.Q;
-  parallel_ranges(s.N * blocks, ceil_div(kGrain, block_outputs), [&](int64_t begin, int64_t end) {
-    Workspace workspace(Workspace::needed<Compute<T>>(scratch));
-    if (!kernels_of<T, Stored>().backward(args, begin, end, workspace.take<Compute<T>>(scratch))) inside = false;
-  });
-  CNNFAST_CHECK(inside, "max_pool2d_backward: every winner must lie in the H*W plane or be -1, but got one outside of ",
-                s.H, "x", s.W);
+  if constexpr (sizeof(Stored) == 1)
+    if (max_pool2d_gathers(args)) return gather(args);
+  CNNFAST_CHECK(scatter(args),
+                "max_pool2d_backward: every winner must lie in the H*W plane or be none, but got one "
+                "outside of ",
+                args.shape.H, "x", args.shape.W);
 }
 
 #define CNNFAST_INSTANTIATE(T)                                                  \
@@ -59,7 +77,8 @@ CNNFAST_FOR_EACH_TYPE(CNNFAST_INSTANTIATE)
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("max_pool2d_forward", TORCH_BOX(&max_pool2d_forward_op<Cpu>));
-  m.impl("max_pool2d", TORCH_BOX(&max_pool2d_op<Cpu>));
+  m.impl("max_pool2d", TORCH_BOX((&max_pool2d_op<Cpu, 8>)));
+  m.impl("max_pool2d_with_code", TORCH_BOX((&max_pool2d_op<Cpu, 1>)));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward_op<Cpu>));
 }
 

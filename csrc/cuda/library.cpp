@@ -25,7 +25,8 @@ CNNFAST_LIBRARY_IMPL(CNNFAST_CUDA_KEY, m) {
   m.impl("relu", TORCH_BOX(&relu_forward_op<Cuda>));
   m.impl("relu_backward", TORCH_BOX(&relu_backward_op<Cuda>));
   m.impl("max_pool2d_forward", TORCH_BOX(&max_pool2d_forward_op<Cuda>));
-  m.impl("max_pool2d", TORCH_BOX(&max_pool2d_op<Cuda>));
+  m.impl("max_pool2d", TORCH_BOX((&max_pool2d_op<Cuda, 8>)));
+  m.impl("max_pool2d_with_code", TORCH_BOX((&max_pool2d_op<Cuda, 1>)));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward_op<Cuda>));
   m.impl("avg_pool2d_forward", TORCH_BOX(&avg_pool2d_forward_op<Cuda>));
   m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d_forward_op<Cuda>));

@@ -6,6 +6,7 @@
 #include "checks.h"
 #include "common/avg_pool2d.h"
 #include "ops/device.h"
+#include "ops/pool2d.h"
 
 namespace cnnfast {
 
@@ -34,19 +35,20 @@ Tensor avg_pool2d_forward_op(const Tensor& input, const IntList& kernel_size, co
 }
 
 template <class Device>
-Tensor avg_pool2d_backward_op(const Tensor& grad_output, const IntList& input_size, bool channels_last,
+Tensor avg_pool2d_backward_op(const Tensor& grad_output_any, const IntList& input_size, bool channels_last,
                               const IntList& kernel_size, const IntList& stride, const IntList& padding, bool ceil_mode,
                               bool count_include_pad, std::optional<int64_t> divisor_override) {
   constexpr const char* kOp = "avg_pool2d_backward";
   check_list(kOp, "input_size", input_size, 2, 1);
-  check_image(kOp, "grad_output", grad_output);
+  check_image(kOp, "grad_output", grad_output_any);
+  const Guard<Device> guard(grad_output_any);
+  const Tensor grad_output = with_adjacent_elements(grad_output_any, channels_last);
   const Pool2dShape s = pool2d_shape(kOp, batch_of(grad_output), size_from_end(grad_output, 3), input_size[0],
                                      input_size[1], {kernel_size, stride, padding, kUndilated, ceil_mode});
   CNNFAST_CHECK(size_from_end(grad_output, 2) == s.P && size_from_end(grad_output, 1) == s.Q, kOp,
                 ": grad_output must end in the output size (", s.P, " x ", s.Q,
                 "), but got grad_output.shape=", show_size(grad_output));
   const AvgPool2dDivisor divisor = divisor_of(kOp, count_include_pad, divisor_override);
-  const Guard<Device> guard(grad_output);
   const Tensor grad_input = empty(grad_output, {s.N, s.C, s.H, s.W}, grad_output.dim(), channels_last);
   dispatch_dtype(kOp, grad_output.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> fused_forward_as(const Tensor& input, const Tensor& w
   const Guard<Device> guard(input);
   if (input.scalar_type() != ScalarType::Float || !takes_fused(guard.device(), conv, pool, return_code)) {
     const Tensor map = conv2d_forward_as<Device>(input, weight, bias, conv_options, /*relu=*/false);
-    return max_pool2d_forward_as<uint8_t, Device>(map, pool, return_code);
+    return max_pool2d_forward_as<uint8_t, Device>(map, pool, return_code, /*relu=*/true);
   }
   // max_pool2d's rule: of one image without batch, the result is contiguous.
   const bool channels_last = input.dim() == 4 && conv_channels_last(input, weight);

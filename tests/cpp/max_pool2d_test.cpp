@@ -37,6 +37,10 @@ constexpr Geometry kGeometries[] = {
     {1, 16, 4, 67, 1, 5, 1, 4, 0, 2, 1, 1, true},    //
     {2, 33, 3, 4, 3, 1, 5, 2, 1, 0, 1, 1, false},    // gaps between windows
     {0, 4, 6, 6, 2, 2, 2, 2, 0, 0, 1, 1, false},     // no images
+    {2, 9, 13, 40, 3, 3, 2, 2, 1, 1, 1, 1, false},   // ResNet's, in whole registers
+    {1, 4, 9, 37, 3, 3, 1, 1, 1, 1, 1, 1, false},    // nine windows an element
+    {1, 3, 12, 30, 2, 3, 1, 2, 1, 0, 1, 1, true},    // two rows, and one or two columns
+    {1, 5, 14, 14, 2, 2, 2, 2, 0, 0, 1, 1, false},   // rows of seven
 };
 
 // The winner of a window, and whether it has one.
@@ -59,11 +63,11 @@ Winner winner_of(const Image<T>& input, const Pool2dShape& s, int64_t n, int64_t
   return best;
 }
 
-// Stored is int64_t for plain pooling, uint8_t for pooling after ReLU.
+// Stored is int64_t for places, uint8_t for codes.
 template <class T, class Stored>
-void check_pooling(const MaxPool2dKernelsOf<T, Stored>& kernels, const Pool2dShape& s, Layout layout,
-                   bool channels_last) {
-  constexpr bool kRelu = sizeof(Stored) == 1;
+void check_pooling(const MaxPool2dKernels<T>& all, const MaxPool2dKernelsOf<T, Stored>& kernels, const Pool2dShape& s,
+                   bool relu, Layout layout, bool channels_last) {
+  constexpr bool kCodes = sizeof(Stored) == 1;
   const Layout order = channels_last ? Layout::kNhwc : Layout::kNchw;
   Random random(7);
   Image<T> input(s.N, s.C, s.H, s.W, layout), output(s.N, s.C, s.P, s.Q, order),
@@ -76,29 +80,40 @@ void check_pooling(const MaxPool2dKernelsOf<T, Stored>& kernels, const Pool2dSha
   const int64_t rows = s.N * s.P * (channels_last ? 1 : s.C);
   const Image<T>& const_input = input;
   in_two_pieces(rows, [&](int64_t begin, int64_t end) {
-    kernels.forward({s, channels_last, const_input.view(), output.view(), winner.view()}, begin, end);
+    kernels.forward({s, relu, channels_last, const_input.view(), output.view(), winner.view()}, begin, end);
   });
   std::vector<double> expected(static_cast<size_t>(grad_input.data.size()), 0.0);
   for_each_element(output, [&](int64_t n, int64_t c, int64_t p, int64_t q) {
     const Winner best = winner_of(input, s, n, c, p, q);
-    const bool clipped = kRelu && !(best.value > 0) && !std::isnan(best.value);
+    const bool clipped = relu && best.place >= 0 && !(best.value > 0) && !std::isnan(best.value);
     CHECK(same(output.at(n, c, p, q), clipped ? 0.0 : best.value));
     const int64_t stored = *winner.view().at(n, c, p, q);
-    CHECK_EQ(stored, clipped ? int64_t{kClipped} : kRelu ? best.code : best.place);
+    const bool none = kCodes && (clipped || best.place < 0);
+    CHECK_EQ(stored, none ? int64_t{kClipped} : kCodes ? best.code : best.place);
     if (clipped || best.place < 0) return;
     const int64_t at = grad_input.offset(n, c, best.place / s.W, best.place % s.W);
     expected[static_cast<size_t>(at)] += grad_output.at(n, c, p, q);
   });
 
-  Buffer<Compute<T>> scratch(max_pool2d_backward_scratch<T>(s, channels_last));
+  Buffer<Compute<T>> scratch(max_pool2d_scatter_scratch<T>(s, channels_last));
   const Image<T>& const_grad = grad_output;
   const Image<Stored>& const_winner = winner;
-  in_two_pieces(s.N * max_pool2d_backward_blocks(s, channels_last), [&](int64_t begin, int64_t end) {
-    CHECK(kernels.backward({s, channels_last, const_grad.view(), const_winner.view(), grad_input.view()}, begin, end,
-                           scratch.data()));
-  });
-  for (size_t i = 0; i < expected.size(); ++i)
-    CHECK_EQ(grad_input.data[static_cast<int64_t>(i)], rounded<T>(expected[i]));
+  const MaxPool2dBackward<T, Stored> backward{s, channels_last, const_grad.view(), const_winner.view(),
+                                              grad_input.view()};
+  const auto check_grad_input = [&] {
+    for (size_t i = 0; i < expected.size(); ++i)
+      CHECK_EQ(grad_input.data[static_cast<int64_t>(i)], rounded<T>(expected[i]));
+  };
+  in_two_pieces(s.N * max_pool2d_scatter_blocks(s, channels_last),
+                [&](int64_t begin, int64_t end) { CHECK(kernels.scatter(backward, begin, end, scratch.data())); });
+  check_grad_input();
+  if constexpr (kCodes) {
+    if (!max_pool2d_gathers(backward)) return;
+    fill(grad_input.data, random);
+    in_two_pieces(s.N * s.H * (channels_last ? 1 : s.C),
+                  [&](int64_t begin, int64_t end) { all.gather(backward, begin, end); });
+    check_grad_input();
+  }
 }
 
 }  // namespace
@@ -113,8 +128,10 @@ TEST(max_pool2d) {
           for (const bool channels_last : {false, true}) {
             WHERE(kernels->isa, " ", type_name<T>(), " geometry ", i, " layout ", static_cast<int>(layout),
                   channels_last ? " channels_last" : "");
-            check_pooling<T, int64_t>(kernels->of<T>().max_pool2d.plain, s, layout, channels_last);
-            check_pooling<T, uint8_t>(kernels->of<T>().max_pool2d.relu, s, layout, channels_last);
+            const MaxPool2dKernels<T>& of = kernels->of<T>().max_pool2d;
+            check_pooling<T, int64_t>(of, of.index, s, false, layout, channels_last);
+            for (const bool relu : {false, true})
+              check_pooling<T, uint8_t>(of, of.code, s, relu, layout, channels_last);
           }
         }
       }
@@ -132,8 +149,8 @@ TEST(a_winner_outside_the_plane_is_refused) {
       for (int64_t i = 0; i < 4; ++i) grad_output.data.set(i, 1), winner.data.data()[i] = i == 2 ? place : -1;
       const Image<float>& grad = grad_output;
       const Image<int64_t>& winners = winner;
-      CHECK(!kernels->f32.max_pool2d.plain.backward({s, false, grad.view(), winners.view(), grad_input.view()}, 0, 1,
-                                                    nullptr));
+      CHECK(!kernels->f32.max_pool2d.index.scatter({s, false, grad.view(), winners.view(), grad_input.view()}, 0, 1,
+                                                   nullptr));
     }
   }
 }

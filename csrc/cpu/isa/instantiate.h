@@ -10,7 +10,7 @@
 #include "cpu/kernels/direct_conv2d_backward.h"
 #include "cpu/kernels/direct_conv2d_channels_weight.h"
 #include "cpu/kernels/fma_peak.h"
-#include "cpu/kernels/max_pool2d.h"
+#include "cpu/kernels/max_pool2d_backward.h"
 #include "cpu/kernels/relu.h"
 #include "cpu/kernels/winograd_backward_weight.h"
 

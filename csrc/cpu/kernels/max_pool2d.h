@@ -1,9 +1,7 @@
-// Max-pooling, forward and backward, with or without ReLU: output[n, c, p, q] = max over the taps (r, s) inside the
-// input of input[n, c, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w].
+// Max-pooling forward, with or without ReLU: output[n, c, p, q] = max over the taps (r, s) inside the input of
+// input[n, c, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w].
 //
-// Forward: a task owns rows of the output; registers run over channels or output columns (pool2d.h). Backward: a task
-// owns whole planes (or strips of channels) of grad_input and adds each gradient to its winner, in row-major order
-// of the output, so that overlapping windows neither race nor sum in an order of their own.
+// A task owns rows of the output; registers run over channels or output columns (pool2d.h).
 #pragma once
 
 #include "cpu/kernels/pool2d.h"
@@ -11,242 +9,242 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-// The largest of some taps and the tap it came from, for one window or for a register of windows.
-template <class V, class Taps>
-struct Best {
-  V value;
-  Taps tap;
-  decltype(V{} > V{}) nan;  // where a tap was NaN
-};
-
-// The best of load_tap(r, s), whose tap is tap_of(r, s). NaN wins in a single window; in a register it is only
-// reported, because that costs half as much and the windows can be done again one by one.
-template <class V, class Taps, class Load, class TapOf>
-CNNFAST_INLINE Best<V, Taps> best_tap(Range rows, Range columns, const Load& load_tap, const TapOf& tap_of) {
-  constexpr bool kRegister = requires(V v) { v[0]; };
-  Best<V, Taps> best{-__builtin_inff() - V{}, tap_of(rows.begin, columns.begin) - Taps{}, {}};
-  const auto meet = [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA {
-    const V x = load_tap(r, s);
-    const auto is_nan = x != x;
-    auto wins = x > best.value;
-    if constexpr (!kRegister) wins |= is_nan;
-    best.value = wins ? x : best.value;
-    best.tap = wins ? tap_of(r, s) - Taps{} : best.tap;
-    best.nan |= is_nan;
-  };
-  const int64_t r = rows.begin, s = columns.begin;
-  if (rows.end - r == 2 && columns.end - s == 2) {  // the common window, unrolled
-    meet(r, s), meet(r, s + 1), meet(r + 1, s), meet(r + 1, s + 1);
-  } else {
-    for (int64_t i = r; i < rows.end; ++i)
-      for (int64_t j = s; j < columns.end; ++j) meet(i, j);
-  }
-  return best;
-}
-
-template <class Mask>
-bool any_bit(const Mask& mask) {
-  uint64_t words[sizeof mask / 8], any = 0;
-  std::memcpy(words, &mask, sizeof mask);
-  for (const uint64_t word : words) any |= word;
-  return any != 0;
-}
-
 // Winners as places in the plane. A tap is its distance from the window's origin.
 struct PlaneIndex {
   using Stored = int64_t;
+  static constexpr bool kRelu = false;
+  static constexpr int64_t kNone = -1;
   int64_t row, column;
 
   explicit PlaneIndex(const Pool2dShape& s) : row(s.dilation_h * s.W), column(s.dilation_w) {}
-  template <class Tap>
-  Tap tap(int64_t r, int64_t s) const {
-    return static_cast<Tap>(r * row + s * column);
+  template <int>
+  CNNFAST_INLINE int64_t tap(int64_t r, int64_t s) const {
+    return r * row + s * column;
   }
-  template <class V>
-  static V value(V best) {
-    return best;
-  }
-  template <class V, class Taps>
-  static Taps tap_of(Best<V, Taps> best) {
-    return best.tap;
+  // Of lanes whose origins lie kOriginStep apart in the plane.
+  template <int kOriginStep, class Taps>
+  static void store(int64_t* stored, int64_t origin, Taps taps) {
+    for (int lane = 0; lane < kLanesOf<Taps>; ++lane) stored[lane] = origin + lane * kOriginStep + taps[lane];
   }
   static int64_t stored(int64_t origin, int64_t tap) { return origin + tap; }
-  static constexpr int64_t kNone = -1;
-
-  // Where a stored winner lies in the plane: -1 for none, outside [0, H * W) for what no forward stores.
-  struct Places {
-    explicit Places(const Pool2dShape&) {}
-    int64_t operator()(int64_t, int64_t, int64_t index) const { return index; }
-  };
 };
 
-// Winners as a byte, after ReLU.
+// Winners as a byte, their row-major index in the window; with kRelu, after ReLU.
+template <bool kAfterRelu>
 struct WindowCode {
   using Stored = uint8_t;
+  static constexpr bool kRelu = kAfterRelu;
+  static constexpr uint8_t kNone = kClipped;
   int64_t row;
 
   explicit WindowCode(const Pool2dShape& s) : row(s.S) {}
-  template <class Tap>
-  Tap tap(int64_t r, int64_t s) const {
-    return static_cast<Tap>(r * row + s);
+  // kSize: S where it is known, else 0.
+  template <int kSize>
+  CNNFAST_INLINE int64_t tap(int64_t r, int64_t s) const {
+    return r * (kSize == 0 ? row : kSize) + s;
   }
-  template <class V>
-  static V value(V best) {
-    return best <= 0 ? V{} : best;
-  }
-  template <class V, class Taps>
-  static Taps tap_of(Best<V, Taps> best) {
-    return best.value <= 0 ? kClipped - Taps{} : best.tap;
+  template <int kOriginStep, class Taps>
+  static void store(uint8_t* stored, int64_t, Taps taps) {
+    store_low_bytes(stored, taps);
   }
   static uint8_t stored(int64_t, int64_t tap) { return static_cast<uint8_t>(tap); }
-  static constexpr uint8_t kNone = kClipped;
-
-  class Places {
-   public:
-    explicit Places(const Pool2dShape& s) : s_(s) {
-      for (int64_t code = 0; code < 256; ++code)
-        tap_[code] = code < s.R * s.S ? code / s.S * s.dilation_h * s.W + code % s.S * s.dilation_w : s.H * s.W;
-    }
-    int64_t operator()(int64_t p, int64_t q, uint8_t code) const {
-      const int64_t origin = (p * s_.stride_h - s_.pad_h) * s_.W + q * s_.stride_w - s_.pad_w;
-      return code == kClipped ? -1 : origin + tap_[code];
-    }
-
-   private:
-    const Pool2dShape& s_;
-    int64_t tap_[256];
-  };
 };
 
-template <class T, class Winner>
-using ForwardOf = MaxPool2dForward<T, typename Winner::Stored>;
-template <class T, class Winner>
-using BackwardOf = MaxPool2dBackward<T, typename Winner::Stored>;
-
-static inline Range taps_of_row(const Pool2dShape& s, int64_t p) {
-  return window_taps(p * s.stride_h - s.pad_h, s.R, s.dilation_h, s.H);
-}
-static inline Range taps_of_column(const Pool2dShape& s, int64_t q) {
-  return window_taps(q * s.stride_w - s.pad_w, s.S, s.dilation_w, s.W);
-}
-
-// One window, of the taps inside the input. Dilation can step over a small input altogether.
 template <class T, class Winner, bool kKeepWinner>
-void one_window(const ForwardOf<T, Winner>& a, int64_t n, int64_t c, int64_t p, int64_t q) {
-  const Pool2dShape& s = a.shape;
-  const Winner winner(s);
-  const Range rows = taps_of_row(s, p), columns = taps_of_column(s, q);
-  const bool empty = rows.begin == rows.end || columns.begin == columns.end;
-  const int64_t h = p * s.stride_h - s.pad_h, w = q * s.stride_w - s.pad_w;
-  const T* origin = a.input.at(n, c, h, w);
-  const int64_t down = s.dilation_h * a.input.stride.h, right = s.dilation_w * a.input.stride.w;
-  const auto best = best_tap<Compute<T>, int64_t>(
-      rows, columns, [&](int64_t i, int64_t j) { return load(origin + i * down + j * right); },
-      [&](int64_t i, int64_t j) { return winner.template tap<int64_t>(i, j); });
-  store(a.output.at(n, c, p, q), empty ? best.value : Winner::value(best.value));
-  if constexpr (kKeepWinner)
-    *a.winner.at(n, c, p, q) = empty ? Winner::kNone : Winner::stored(h * s.W + w, Winner::tap_of(best));
-}
+class MaxPool2dRows {
+ public:
+  using Stored = typename Winner::Stored;
 
-// A register of windows with the same taps. By value: a winner's store may alias whatever lies in memory.
-template <class T, class Winner, bool kKeepWinner>
-struct BlockOfWindows {
-  using V = ComputeVec<T>;
-  // Taps in a register: integers as wide as the values, so that one comparison selects both.
-  using Taps = decltype(V{} < V{});
-  using Tap = __typeof__(Taps{}[0]);
-  static constexpr int kWidth = kComputeLanes<T>;
+  explicit MaxPool2dRows(const MaxPool2dForward<T, Stored>& a)
+      : a_(a),
+        s_(a.shape),
+        winner_(a.shape),
+        down_(s_.dilation_h * a.input.stride.h),
+        right_(s_.dilation_w * a.input.stride.w),
+        // Places of taps are as wide as the values, so that one comparison selects both.
+        in_registers_(s_.H * s_.W < int64_t{1} << 31),
+        inner_(register_columns(s_, in_registers_ ? a.input.stride.w : 0)) {}
 
-  Winner winner;
-  int64_t down, right;  // from tap to tap in the input
-
-  explicit BlockOfWindows(const ForwardOf<T, Winner>& a)
-      : winner(a.shape), down(a.shape.dilation_h * a.input.stride.h), right(a.shape.dilation_w * a.input.stride.w) {}
-
-  static bool holds_taps_of(const Pool2dShape& s) { return s.H * s.W < int64_t{1} << 31; }
-
-  // Windows from input on, kStep elements apart; their origins lie kOriginStep apart in the plane, from plane_origin
-  // on. Returns where a tap was NaN.
-  template <int kStep, int kOriginStep>
-  CNNFAST_INLINE Taps pool(Range rows, Range columns, const T* input, int64_t plane_origin, T* output,
-                           typename Winner::Stored* stored) const {
-    const auto best = best_tap<V, Taps>(
-        rows, columns,
-        [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA { return load_lanes<kStep>(input + r * down + s * right); },
-        [&](int64_t r, int64_t s) CNNFAST_INLINE_LAMBDA { return winner.template tap<Tap>(r, s); });
-    store_lanes(output, Winner::value(best.value));
-    if constexpr (kKeepWinner) {
-      const Taps taps = Winner::tap_of(best);
-      for (int lane = 0; lane < kWidth; ++lane)
-        stored[lane] = Winner::stored(plane_origin + lane * kOriginStep, taps[lane]);
+  // All channels of output row p of image n.
+  void channels_last_row(int64_t n, int64_t p) const {
+    const Range rows = taps_of_row(p);
+    const int64_t C = s_.C, h = p * s_.stride_h - s_.pad_h;
+    for (int64_t q = 0; q < s_.Q; ++q) {
+      const auto one = [&](int64_t c) { one_window(n, c, p, q); };
+      const Range columns = taps_of_column(q);
+      const int64_t w = q * s_.stride_w - s_.pad_w, origin = h * s_.W + w;
+      const T* input = a_.input.at(n, 0, h, w);
+      T* output = a_.output.at(n, 0, p, q);
+      Stored* stored = kKeepWinner ? a_.winner.at(n, 0, p, q) : nullptr;
+      bool nan = false;
+      if (in_registers_ && a_.input.stride.c == 1 && rows.begin < rows.end && columns.begin < columns.end) {
+        const Block block(*this);
+        const auto whole = [&](auto lanes, int64_t c) CNNFAST_INLINE_LAMBDA {
+          nan |= block.template pool<1, 0, lanes.value>(rows, columns, input + c, origin, output + c, stored + c);
+        };
+        for_each_block<T>(0, C, whole, one);
+        if (!nan) continue;
+      }
+      for (int64_t c = 0; c < C; ++c) one(c);
     }
-    return best.nan;
   }
-};
 
-// All channels of output row p of image n.
-template <class T, class Winner, bool kKeepWinner>
-void channels_last_row(const ForwardOf<T, Winner>& a, int64_t n, int64_t p) {
-  using Block = BlockOfWindows<T, Winner, kKeepWinner>;
-  const Pool2dShape s = a.shape;
-  const bool in_registers = a.input.stride.c == 1 && Block::holds_taps_of(s);
-  const Block block(a);
-  const Range rows = taps_of_row(s, p);
-  for (int64_t q = 0; q < s.Q; ++q) {
-    const auto one = [&](int64_t c) { one_window<T, Winner, kKeepWinner>(a, n, c, p, q); };
-    const Range columns = taps_of_column(s, q);
-    const int64_t h = p * s.stride_h - s.pad_h, w = q * s.stride_w - s.pad_w;
-    const T* input = a.input.at(n, 0, h, w);
-    T* output = a.output.at(n, 0, p, q);
-    typename Winner::Stored* stored = kKeepWinner ? a.winner.at(n, 0, p, q) : nullptr;
-    typename Block::Taps nan{};
-    if (in_registers && columns.begin < columns.end) {
-      const auto whole = [&](int64_t c) CNNFAST_INLINE_LAMBDA {
-        nan |= block.template pool<1, 0>(rows, columns, input + c, h * s.W + w, output + c, stored + c);
+  // Output rows [first, last) of one plane.
+  void plane(int64_t n, int64_t c, int64_t first, int64_t last) const {
+    const Block block(*this);
+    const Range columns{0, s_.S}, inner = inner_, none{s_.Q, s_.Q};
+    const int64_t Q = s_.Q, stride_w = s_.stride_w;
+    for (int64_t p = first; p < last; ++p) {
+      const Range rows = taps_of_row(p);
+      const int64_t h = p * s_.stride_h - s_.pad_h, origin = h * s_.W - s_.pad_w;
+      const T* input = a_.input.at(n, c, h, -s_.pad_w);
+      T* output = a_.output.at(n, c, p, 0);
+      Stored* stored = kKeepWinner ? a_.winner.at(n, c, p, 0) : nullptr;
+      bool nan = false;
+      const auto one = [&](int64_t q) { one_window(n, c, p, q); };
+      const auto whole = [&](auto step, auto lanes, int64_t q) CNNFAST_INLINE_LAMBDA {
+        constexpr int kStep = step.value;
+        nan |= block.template pool<kStep, kStep, lanes.value>(rows, columns, input + q * kStep, origin + q * kStep,
+                                                              output + q, stored + q);
       };
-      for_each_block<Block::kWidth>(0, s.C, whole, one);
+      for_each_column<T>(Q, stride_w, rows.begin < rows.end ? inner : none, whole, one);
+      if (nan)
+        for (int64_t q = 0; q < Q; ++q) one(q);
     }
-    if (!in_registers || columns.begin == columns.end || any_bit(nan))
-      for (int64_t c = 0; c < s.C; ++c) one(c);
   }
-}
 
-// Output row p of one plane.
-template <class T, class Winner, bool kKeepWinner>
-void plane_row(const ForwardOf<T, Winner>& a, int64_t n, int64_t c, int64_t p) {
-  using Block = BlockOfWindows<T, Winner, kKeepWinner>;
-  const Pool2dShape s = a.shape;
-  const Block block(a);
-  const Range rows = taps_of_row(s, p);
-  const int64_t h = p * s.stride_h - s.pad_h, plane_origin = h * s.W - s.pad_w;
-  const T* input = a.input.at(n, c, h, -s.pad_w);
-  T* output = a.output.at(n, c, p, 0);
-  typename Winner::Stored* stored = kKeepWinner ? a.winner.at(n, c, p, 0) : nullptr;
-  typename Block::Taps nan{};
-  const auto one = [&](int64_t q) { one_window<T, Winner, kKeepWinner>(a, n, c, p, q); };
-  const auto whole = [&](auto step, int64_t q) CNNFAST_INLINE_LAMBDA {
-    constexpr int kStep = step.value;
-    nan |= block.template pool<kStep, kStep>(rows, {0, s.S}, input + q * kStep, plane_origin + q * kStep, output + q,
-                                             stored + q);
+ private:
+  Range taps_of_row(int64_t p) const { return window_taps(p * s_.stride_h - s_.pad_h, s_.R, s_.dilation_h, s_.H); }
+  Range taps_of_column(int64_t q) const { return window_taps(q * s_.stride_w - s_.pad_w, s_.S, s_.dilation_w, s_.W); }
+
+  // One window, of the taps inside the input. Dilation can step over a small input altogether.
+  [[gnu::noinline]] void one_window(int64_t n, int64_t c, int64_t p, int64_t q) const {
+    const Range rows = taps_of_row(p), columns = taps_of_column(q);
+    const int64_t h = p * s_.stride_h - s_.pad_h, w = q * s_.stride_w - s_.pad_w;
+    const T* origin = a_.input.at(n, c, h, w);
+    Compute<T> best = -static_cast<Compute<T>>(__builtin_inff());
+    int64_t winner = 0;
+    const bool found = rows.begin < rows.end && columns.begin < columns.end;
+    if (found) winner = winner_.template tap<0>(rows.begin, columns.begin);
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      for (int64_t s = columns.begin; s < columns.end; ++s) {
+        const Compute<T> x = load(origin + r * down_ + s * right_);
+        const bool wins = (x > best) | (x != x);  // no branch: it could not be foretold
+        best = wins ? x : best;
+        winner = wins ? winner_.template tap<0>(r, s) : winner;
+      }
+    }
+    Stored stored = found ? Winner::stored(h * s_.W + w, winner) : Winner::kNone;
+    if (Winner::kRelu && found && best <= 0) best = 0, stored = Winner::kNone;
+    store(a_.output.at(n, c, p, q), best);
+    if constexpr (kKeepWinner) *a_.winner.at(n, c, p, q) = stored;
+  }
+
+  // A register of windows with the same taps. By value: a winner's store may alias whatever lies in memory.
+  struct Block {
+    Winner winner;
+    int64_t down, right;  // from tap to tap in the input
+    int64_t R, S;
+
+    explicit Block(const MaxPool2dRows& of)
+        : winner(of.winner_), down(of.down_), right(of.right_), R(of.s_.R), S(of.s_.S) {}
+
+    // kLanes windows from input on, kStep elements apart; their origins lie kOriginStep apart in the plane, from
+    // plane_origin on. True where a tap may be NaN: they are then to be done again, one by one, for NaN wins, which
+    // would cost half as much again in registers.
+    template <int kStep, int kOriginStep, int kLanes>
+    CNNFAST_INLINE bool pool(Range rows, Range columns, const T* input, int64_t plane_origin, T* output,
+                             Stored* stored) const {
+      using V = Lanes<Compute<T>, kLanes>;
+      using Taps = decltype(V{} < V{});
+      using Tap = __typeof__(Taps{}[0]);
+      V best, sum;  // the sum of all taps is NaN if one is, and harmlessly at inf - inf
+      Taps winners;
+      const auto first = [&](int64_t tap, V x) CNNFAST_INLINE_LAMBDA {
+        best = sum = x;
+        winners = static_cast<Tap>(tap) - Taps{};
+      };
+      const auto meet = [&](int64_t tap, V x) CNNFAST_INLINE_LAMBDA {
+        const Taps wins = x > best;
+        best = wins ? x : best;
+        winners = wins ? static_cast<Tap>(tap) - Taps{} : winners;
+        sum += x;
+      };
+      const auto whole = [&](auto size) CNNFAST_INLINE_LAMBDA {
+        constexpr int kSize = size.value;
+        unroll<kSize>([&](auto r) CNNFAST_INLINE_LAMBDA {
+          V x[kSize];
+          load_row<kStep>(input + r.value * down, right, x);
+          unroll<kSize>([&](auto s) CNNFAST_INLINE_LAMBDA {
+            const int64_t tap = winner.template tap<kSize>(r.value, s.value);
+            if constexpr (r.value + s.value == 0) {
+              first(tap, x[s.value]);
+            } else {
+              meet(tap, x[s.value]);
+            }
+          });
+        });
+      };
+      if (is_whole(rows, columns, 2)) {
+        whole(Constant<2>{});
+      } else if (is_whole(rows, columns, 3)) {
+        whole(Constant<3>{});
+      } else {
+        const auto load_tap = [&](int64_t r, int64_t s)
+                                  CNNFAST_INLINE_LAMBDA { return load_lanes<kStep, V>(input + r * down + s * right); };
+        first(winner.template tap<0>(rows.begin, columns.begin), load_tap(rows.begin, columns.begin));
+        for (int64_t r = rows.begin; r < rows.end; ++r)
+          for (int64_t s = columns.begin; s < columns.end; ++s)
+            if (r > rows.begin || s > columns.begin) meet(winner.template tap<0>(r, s), load_tap(r, s));
+      }
+      if constexpr (Winner::kRelu) {
+        const Taps clipped = best <= V{};
+        best = clipped ? V{} : best;
+        winners |= clipped;  // all ones is kClipped in the low byte
+      }
+      store_lanes(output, best);
+      if constexpr (kKeepWinner) Winner::template store<kOriginStep>(stored, plane_origin, winners);
+      return any_nan(sum);
+    }
+
+    CNNFAST_INLINE bool is_whole(Range rows, Range columns, int64_t size) const {
+      return S == size && R == size && rows.end - rows.begin == size && columns.end - columns.begin == size;
+    }
+
+    // The taps of one row of windows.
+    template <int kStep, int kSize, class V>
+    CNNFAST_INLINE static void load_row(const T* row, int64_t right, V (&x)[kSize]) {
+      if (kStep == 2 && right == 1) {
+        load_even_odd(row, x[0], x[1]);
+        if constexpr (kSize > 2) x[2] = load_lanes<kStep, V>(row + 2);
+      } else {
+        unroll<kSize>([&](auto s) CNNFAST_INLINE_LAMBDA { x[s.value] = load_lanes<kStep, V>(row + s.value * right); });
+      }
+    }
   };
-  for_each_column<Block::kWidth>(s, Block::holds_taps_of(s) ? a.input.stride.w : 0, whole, one);
-  if (any_bit(nan))
-    for (int64_t q = 0; q < s.Q; ++q) one(q);
-}
+
+  const MaxPool2dForward<T, Stored>& a_;
+  const Pool2dShape& s_;
+  const Winner winner_;
+  const int64_t down_, right_;
+  const bool in_registers_;
+  const Range inner_;
+};
 
 template <class T, class Winner, bool kKeepWinner>
-void max_pool2d_rows(const ForwardOf<T, Winner>& a, int64_t begin, int64_t end) {
+void max_pool2d_rows(const MaxPool2dForward<T, typename Winner::Stored>& a, int64_t begin, int64_t end) {
+  const MaxPool2dRows<T, Winner, kKeepWinner> rows(a);
   const int64_t P = a.shape.P;
   if (a.channels_last) {
-    for (int64_t row = begin; row < end; ++row) channels_last_row<T, Winner, kKeepWinner>(a, row / P, row % P);
+    for (int64_t row = begin; row < end; ++row) rows.channels_last_row(row / P, row % P);
   } else {
-    for_each_plane_row(begin, end, a.shape.C, P,
-                       [&](int64_t n, int64_t c, int64_t p) { plane_row<T, Winner, kKeepWinner>(a, n, c, p); });
+    for_each_plane(begin, end, a.shape.C, P,
+                   [&](int64_t n, int64_t c, int64_t first, int64_t last) { rows.plane(n, c, first, last); });
   }
 }
 
 template <class T, class Winner>
-void max_pool2d_forward(const ForwardOf<T, Winner>& a, int64_t begin, int64_t end) {
+void max_pool2d_forward_as(const MaxPool2dForward<T, typename Winner::Stored>& a, int64_t begin, int64_t end) {
   if (a.winner.data != nullptr) {
     max_pool2d_rows<T, Winner, true>(a, begin, end);
   } else {
@@ -254,81 +252,15 @@ void max_pool2d_forward(const ForwardOf<T, Winner>& a, int64_t begin, int64_t en
   }
 }
 
-// Adds the gradients of some channels of image n to their winners in `sum`, where they are adjacent and pixels
-// pixel_stride apart. False if a winner lay outside the plane.
-template <class T, class Winner>
-CNNFAST_INLINE bool add_to_winners(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t n,
-                                   int64_t first_channel, int64_t channels, Compute<T>* sum, int64_t pixel_stride) {
-  const uint64_t pixels = static_cast<uint64_t>(a.shape.H * a.shape.W);
-  const Strides winner_step = a.winner.stride, grad_step = a.grad_output.stride;
-  bool inside = true;
-  for (int64_t p = 0; p < a.shape.P; ++p) {
-    const typename Winner::Stored* winner = a.winner.at(n, first_channel, p, 0);
-    const T* grad_output = a.grad_output.at(n, first_channel, p, 0);
-    for (int64_t q = 0; q < a.shape.Q; ++q) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t place = places(p, q, winner[q * winner_step.w + c * winner_step.c]);
-        if (static_cast<uint64_t>(place) < pixels) [[likely]] {
-          sum[place * pixel_stride + c] += load(grad_output + q * grad_step.w + c * grad_step.c);
-        } else {
-          inside &= place == -1;
-        }
-      }
-    }
+template <class T, class Stored>
+void max_pool2d_forward(const MaxPool2dForward<T, Stored>& a, int64_t begin, int64_t end) {
+  if constexpr (sizeof(Stored) != 1) {
+    max_pool2d_forward_as<T, PlaneIndex>(a, begin, end);
+  } else if (a.relu) {
+    max_pool2d_forward_as<T, WindowCode<true>>(a, begin, end);
+  } else {
+    max_pool2d_forward_as<T, WindowCode<false>>(a, begin, end);
   }
-  return inside;
-}
-
-// Planes: one channel a task, pixels adjacent.
-template <class T, class Winner>
-CNNFAST_INLINE bool backward_plane(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t task,
-                                   Compute<T>* scratch) {
-  const int64_t pixels = a.shape.H * a.shape.W;
-  T* grad_input = a.grad_input.data + task * pixels;
-  Compute<T>* sum = scratch;
-  if constexpr (sizeof(T) == sizeof(Compute<T>)) sum = grad_input;
-  for (int64_t i = 0; i < pixels; ++i) sum[i] = 0;
-  const bool inside = add_to_winners<T, Winner>(a, places, task / a.shape.C, task % a.shape.C, 1, sum, 1);
-  if constexpr (sizeof(T) != sizeof(Compute<T>))
-    for (int64_t i = 0; i < pixels; ++i) store(grad_input + i, sum[i]);
-  return inside;
-}
-
-// channels_last: a strip of channels a task.
-template <class T, class Winner>
-CNNFAST_INLINE bool backward_strip(const BackwardOf<T, Winner>& a, const typename Winner::Places& places, int64_t task,
-                                   Compute<T>* scratch) {
-  const Pool2dShape& s = a.shape;
-  const int64_t width = max_pool2d_strip(s), strips = ceil_div(s.C, width), pixels = s.H * s.W;
-  const int64_t n = task / strips, first = task % strips * width, channels = min(width, s.C - first);
-  T* grad_input = a.grad_input.data + n * pixels * s.C + first;
-  Compute<T>* sum = scratch;
-  int64_t pixel_stride = width;
-  if constexpr (sizeof(T) == sizeof(Compute<T>)) sum = grad_input, pixel_stride = s.C;
-  for (int64_t i = 0; i < pixels; ++i)
-    for (int64_t c = 0; c < channels; ++c) sum[i * pixel_stride + c] = 0;
-  const bool inside = add_to_winners<T, Winner>(a, places, n, first, channels, sum, pixel_stride);
-  if constexpr (sizeof(T) != sizeof(Compute<T>))
-    for (int64_t i = 0; i < pixels; ++i)
-      for (int64_t c = 0; c < channels; ++c) store(grad_input + i * s.C + c, sum[i * width + c]);
-  return inside;
-}
-
-template <class T, class Winner>
-bool max_pool2d_backward(const BackwardOf<T, Winner>& a, int64_t begin, int64_t end, Compute<T>* scratch) {
-  const typename Winner::Places places(a.shape);
-  bool inside = true;
-  for (int64_t task = begin; task < end; ++task) {
-    inside &= a.channels_last ? backward_strip<T, Winner>(a, places, task, scratch)
-                              : backward_plane<T, Winner>(a, places, task, scratch);
-  }
-  return inside;
-}
-
-template <class T>
-constexpr MaxPool2dKernels<T> max_pool2d_kernels() {
-  return {{max_pool2d_forward<T, PlaneIndex>, max_pool2d_backward<T, PlaneIndex>},
-          {max_pool2d_forward<T, WindowCode>, max_pool2d_backward<T, WindowCode>}};
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -33,6 +33,14 @@ using Vec = typename VecType<T>::type;
 template <class T>
 constexpr int kLanes = CNNFAST_VECTOR_BYTES / sizeof(T);
 
+// kCount lanes of T, where a whole register is too many.
+template <class T, int kCount>
+struct LanesType {
+  typedef T type __attribute__((vector_size(kCount * sizeof(T))));
+};
+template <class T, int kCount>
+using Lanes = typename LanesType<T, kCount>::type;
+
 // All lanes equal to x. (x - 0 is x for every x, so only the broadcast is left of the subtraction.)
 template <class T>
 CNNFAST_INLINE Vec<T> broadcast(T x) {
@@ -154,17 +162,74 @@ CNNFAST_INLINE bool any_lane(Vec<int32_t> mask) {
 #endif
 }
 
-// Stores the low byte of each lane, in order.
-CNNFAST_INLINE void store_low_bytes(uint8_t* p, Vec<int32_t> v) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-  const __m256i bytes = _mm256_shuffle_epi8(
-      reinterpret_cast<__m256i>(v), _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
-                                                     -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
-                   _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
-#else
-  for (int lane = 0; lane < kLanes<int32_t>; ++lane) p[lane] = static_cast<uint8_t>(v[lane]);
+// Whether any lane is NaN.
+template <class V>
+CNNFAST_INLINE bool any_nan(V v) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(v[0]) == 4 && sizeof v == 32) return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+  if constexpr (sizeof(v[0]) == 8 && sizeof v == 32) return _mm256_movemask_pd(_mm256_cmp_pd(v, v, _CMP_UNORD_Q)) != 0;
+  if constexpr (sizeof(v[0]) == 4 && sizeof v == 16) return _mm_movemask_ps(_mm_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
 #endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(v[0]) == 4 && sizeof v == 64) return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+#endif
+  bool any = false;
+  for (size_t lane = 0; lane < sizeof v / sizeof(v[0]); ++lane) any |= v[lane] != v[lane];
+  return any;
+}
+
+// Integers, one for each byte from p on. (gcc 12 makes a chain of scalar instructions of a conversion.)
+template <class Integers>
+CNNFAST_INLINE Integers load_bytes(const uint8_t* p) {
+  constexpr int kBytes = sizeof(Integers) / sizeof(Integers{}[0]);
+#if defined(__AVX2__)
+  const auto low = [&](auto word) CNNFAST_INLINE_LAMBDA {
+    std::memcpy(&word, p, sizeof word);
+    return _mm_cvtsi64_si128(static_cast<int64_t>(word));
+  };
+  if constexpr (sizeof(Integers) == 32 && kBytes == 8)
+    return reinterpret_cast<Integers>(_mm256_cvtepu8_epi32(low(uint64_t{})));
+  if constexpr (sizeof(Integers) == 16 && kBytes == 4)
+    return reinterpret_cast<Integers>(_mm_cvtepu8_epi32(low(uint32_t{})));
+  if constexpr (sizeof(Integers) == 32 && kBytes == 4)
+    return reinterpret_cast<Integers>(_mm256_cvtepu8_epi64(low(uint32_t{})));
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Integers) == 64 && kBytes == 16)
+    return reinterpret_cast<Integers>(
+        _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+  Integers lanes;
+  for (int lane = 0; lane < kBytes; ++lane) lanes[lane] = p[lane];
+  return lanes;
+}
+
+// Stores the low byte of each lane, in order.
+template <class Integers>
+CNNFAST_INLINE void store_low_bytes(uint8_t* p, Integers v) {
+  constexpr int kBytes = sizeof(Integers) / sizeof(Integers{}[0]);
+#if defined(__AVX2__)
+  const __m128i front = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  if constexpr (sizeof(Integers) == 32 && kBytes == 8) {
+    const __m256i wide = reinterpret_cast<__m256i>(v);
+    const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(wide), front);
+    const __m128i high = _mm_shuffle_epi8(_mm256_extracti128_si256(wide, 1), front);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+    return;
+  }
+  if constexpr (sizeof(Integers) == 16 && kBytes == 4) {
+    const int32_t bytes = _mm_cvtsi128_si32(_mm_shuffle_epi8(reinterpret_cast<__m128i>(v), front));
+    std::memcpy(p, &bytes, sizeof bytes);
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Integers) == 64 && kBytes == 16) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(v)));
+    return;
+  }
+#endif
+  for (int lane = 0; lane < kBytes; ++lane) p[lane] = static_cast<uint8_t>(v[lane]);
 }
 
 // Bit i: whether p[i] == value, for kCount bytes, 32 or 64.

@@ -14,7 +14,6 @@ CNNFAST_DEVICE Stored stored(const Pool2dShape& s, int64_t r, int64_t t, int64_t
 
 template <class T, class Stored>
 __global__ void __launch_bounds__(kThreads, 2) forward(MaxPool2dForward<T, Stored> a, int64_t count) {
-  constexpr bool kRelu = sizeof(Stored) == 1;
   const Pool2dShape& s = a.shape;
   for_each_index(count, [&](int64_t index) {
     const ImageIndex at = image_index(index, s.C, s.P, s.Q, a.channels_last);
@@ -31,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(MaxPool2dForward<T, Store
         found = true;
       }
     }
-    if (kRelu && found && best <= 0) best = 0, winner = static_cast<Stored>(kClipped);
+    if (a.relu && found && best <= 0) best = 0, winner = static_cast<Stored>(kClipped);
     store(a.output.data + index, best);
     if (a.winner.data != nullptr) a.winner.data[index] = winner;
   });
