@@ -142,7 +142,7 @@ static bool gradient_in_place(const GatherConv& conv, const Strides& gradient) {
 template <class T>
 static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, int64_t rows,
                           const GradientPanel<Compute<T>>& panel, Compute<T>* to) {
-  if (panel.pixel == 1) return copy_block(from, 1, stride.c, to, panel.row, pixels, rows);
+  if (stride.w == 1) return copy_block(from, 1, stride.c, to, panel.row, pixels, rows);
   with_constant<1, kTileRows>(rows, [&](auto count) {
     for (int64_t q = 0; q < pixels; ++q, from += stride.w, to += count.value) {
       if constexpr (std::is_same_v<T, Compute<T>>) {
