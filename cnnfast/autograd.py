@@ -291,8 +291,10 @@ class MaxPool2dWithCode(MaxPool2d):
     def backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> Grads:
         if grad_output is None or not _differentiated():
             return MaxPool2d.backward(ctx, grad_output)
-        pool = public_options(MaxPool2dWithCode.name, ctx.options)[:4]
-        return _scatter(grad_output, _indices(*ctx.saved_tensors, ctx.input_size[1], *pool), ctx.input_size), None
+        (code,) = ctx.saved_tensors
+        kernel_size, stride, padding, dilation, _ = public_options(MaxPool2dWithCode.name, ctx.options)
+        indices = _indices(code, ctx.input_size[1], kernel_size, stride, padding, dilation)
+        return _scatter(grad_output, indices, ctx.input_size), None
 
 
 class AvgPool2d(Op):

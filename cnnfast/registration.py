@@ -169,9 +169,9 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "relu_forward": _relu,
     "relu_backward": lambda grad_output, output: torch.empty_like(output),
     "max_pool2d": _max_pool2d,
-    "max_pool2d_with_code": lambda *args: _max_pool2d(*args, winner_bytes=1),
+    "max_pool2d_with_code": lambda *args: _max_pool2d(*[*args, 1]),
     "max_pool2d_forward": lambda input, options, winner_bytes: _max_pool2d(
-        input, *public_options("max_pool2d", options), winner_bytes
+        *[input, *public_options("max_pool2d", options), winner_bytes]
     ),
     "max_pool2d_backward": lambda grad_output, winner, input_size, options: _image(
         grad_output, grad_output.shape[-3], input_size, _channels_last(winner)
