@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _nn_module
 
 from . import functional
+from .folding import foldable, folded
 from .nn import Conv2d, MaxPool2d, ReLU, _padded
 from .tracing import NotTraceable, trace
 
@@ -323,7 +324,7 @@ def run_block(
     weight, bias = conv.weight, conv.bias
     if bn is not None:
         assert isinstance(bn, nn.BatchNorm2d)
-        weight, bias = _folded(conv, bn)
+        weight, bias = folded(conv, bn)
     input, padding = _padded(conv, input)
     arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
     if type(activation) not in _RELUS:
@@ -351,7 +352,7 @@ def _as_one(input: Tensor, *modules: nn.Module | None) -> bool:
         if module is not None and not (type(module) in known and _unobserved(module)):
             return False
     conv, bn, _, _ = modules
-    return bn is None or _foldable(input, conv, bn)
+    return bn is None or foldable(input, conv, bn)
 
 
 def _unobserved(module: nn.Module) -> bool:
@@ -362,31 +363,3 @@ def _unobserved(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or OVERRIDES & module.__dict__.keys()
     )
-
-
-def _foldable(input: Tensor, conv: Any, bn: Any) -> bool:
-    """Whether BatchNorm is a constant scale and shift now, and folding it costs less than applying it."""
-    if bn.training or bn.running_mean is None or bn.num_features != conv.out_channels:
-        return False
-    # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
-    if conv.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
-        return False
-    tensors = (input, conv.weight, conv.bias, bn.weight, bn.bias)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return False
-    # Compiled graphs must not branch on sizes, and inductor fuses the BatchNorm itself.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or input.dim() != 4:
-        return False
-    pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
-    return conv.weight.numel() <= pixels * conv.out_channels
-
-
-def _folded(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, Any]:
-    """Weight and bias of the one convolution that does both."""
-    assert bn.running_mean is not None and bn.running_var is not None
-    scale = torch.rsqrt(bn.running_var + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight
-    shift = -bn.running_mean if conv.bias is None else conv.bias - bn.running_mean
-    bias = shift * scale if bn.bias is None else torch.addcmul(bn.bias, shift, scale)
-    return conv.weight * scale[:, None, None, None], bias

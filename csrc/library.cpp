@@ -71,6 +71,8 @@ CNNFAST_LIBRARY(m) {
       "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
 
+  // A number that changes when elements of the dense tensors do, or most likely so: it looks at some 64 of each.
+  m.def("fingerprint(Tensor a, Tensor? b, Tensor? c, Tensor? d, Tensor? e, Tensor? f) -> int");
   // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.
   m.def("cuda_archs() -> str");
   // What was built and chosen, as JSON; another instruction set, for tests; the machine's FMA rate.
