@@ -57,8 +57,10 @@ bool is_winograd(const Conv2dShape& s) {
          s.dilation_h == 1 && s.dilation_w == 1;
 }
 
-WinogradConv forward_of(const Conv2dShape& s) {
-  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left};
+bool dense_taps(const Strides& weight) { return weight.w == 1 && weight.h == kWinogradTaps; }
+
+WinogradConv forward_of(const Conv2dShape& s, const Strides& weight) {
+  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight)};
 }
 
 }  // namespace
@@ -69,8 +71,8 @@ bool set_winograd(bool value) { return enabled().exchange(value, std::memory_ord
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
                              bool relu, View<float> output) {
   if (!is_winograd(s)) return false;
-  const WinogradConv conv = forward_of(s);
   const Strides& w = weight.stride;
+  const WinogradConv conv = forward_of(s, w);
   return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, relu, output);
 }
 
@@ -79,8 +81,9 @@ bool winograd_conv2d_backward_input(const Conv2dShape& s, View<const float> grad
                                     const float* bias, View<float> grad_input) {
   if (!is_winograd(s)) return false;
   const int64_t last = kWinogradTaps - 1;
-  const WinogradConv conv{s.N, s.K / s.G, s.C / s.G, s.P, s.Q, s.H, s.W, last - s.pad_top, last - s.pad_left};
   const Strides& w = weight.stride;
+  const WinogradConv conv{s.N, s.K / s.G,        s.C / s.G,         s.P,          s.Q, s.H,
+                          s.W, last - s.pad_top, last - s.pad_left, dense_taps(w)};
   const GatherWeight<const float> turned{weight.at(0, 0, last, last), conv.C * w.n, w.c, w.n, -w.h, -w.w};
   return winograd_conv2d(s.G, conv, grad_output, turned, bias, false, grad_input);
 }
@@ -89,9 +92,9 @@ bool winograd_conv2d_backward_weight(const Conv2dShape& s, View<const float> inp
                                      View<float> grad_weight) {
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
-  const WinogradConv conv = forward_of(s);
-  if (!is_winograd(s) || !kernels.weight_plan(conv, thread_count(), &plan)) return false;
   const Strides& w = grad_weight.stride;
+  const WinogradConv conv = forward_of(s, w);
+  if (!is_winograd(s) || !kernels.weight_plan(conv, thread_count(), &plan)) return false;
   Workspace workspace(Workspace::needed<float>(plan.shared_floats));
   float* sums = workspace.take<float>(plan.shared_floats);
   std::atomic<bool> finite = true;

@@ -23,6 +23,7 @@ struct WinogradConv {
   int64_t N, C, K;
   int64_t H, W, P, Q;
   int64_t pad_top, pad_left;
+  bool dense_taps;  // a kernel's nine weights are neighbours in memory
 };
 
 struct WinogradPlan {

@@ -184,15 +184,16 @@ struct WinogradMemory {
 };
 
 // Whether Winograd takes less time than summing directly, counted in multiply-adds: as many as a core does meanwhile, a
-// transform takes kTile for a channel of a tile, kKernel for the weights (or sums) of a pair of channels. Measured on
+// transform takes kTile for a channel of a tile, `kernel` for the weights (or sums) of a pair of channels. Measured on
 // Zen 4, where direct sums reach 80 % of the speed of Winograd's products.
 static bool winograd_pays(const WinogradConv& conv) {
-  constexpr double kTile = 800, kKernel = 300, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
+  const double kernel = conv.dense_taps ? 300 : 600;
+  constexpr double kTile = 800, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
   const double pairs = static_cast<double>(conv.C) * static_cast<double>(conv.K);
   const double pixels = static_cast<double>(conv.N * conv.P * conv.Q);
   const double tiles =
       static_cast<double>(conv.N * ceil_div(conv.P, kWinogradOutputs) * ceil_div(conv.Q, kWinogradOutputs));
-  return tiles * (kWinogradElements * pairs + kTile * static_cast<double>(conv.C + conv.K)) + kKernel * pairs <
+  return tiles * (kWinogradElements * pairs + kTile * static_cast<double>(conv.C + conv.K)) + kernel * pairs <
          kDirect * pixels * pairs;
 }
 
