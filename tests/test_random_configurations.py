@@ -28,6 +28,8 @@ from cnnfast.testing import (
     reference,
 )
 
+pytestmark = pytest.mark.usefixtures("direct_sums")
+
 OP_NAMES = ("conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "avg_pool2d")
 SHORT, LONG = 50, 550
 # Multiply-adds of one forward, so that thousands of configurations take minutes in float64.
