@@ -20,11 +20,6 @@ constexpr int kTileSize = kTileRows * kPanelWidth<A>;
 // Depth of a packed panel: 256 deep panels of 6 rows and of 2 registers (6 + 16 KB in float) fill three quarters of L1.
 constexpr int64_t kDepth = 256;
 
-// `size` cut in nearly equal parts of at most `most`; the size of a part.
-static inline int64_t even_part(int64_t size, int64_t most) {
-  return size <= most ? size : ceil_div(size, ceil_div(size, most));
-}
-
 // What a tile's sums go through on their way to memory: nothing.
 struct KeepSums {
   template <class V>

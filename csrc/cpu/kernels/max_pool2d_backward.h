@@ -1,9 +1,10 @@
 // Max-pooling backward, in two ways that add in the same order, the row-major order of the output:
-//   gather: a task owns rows of grad_input. Each of its elements asks the windows it lies in whether it is their
-//   winner,
-//     registers of channels or of columns at a time, and is written once. For codes of small windows.
-//   scatter: a task owns whole planes (or strips of channels) of grad_input and adds each gradient to its winner. For
-//     everything else.
+//
+// gather: a task owns rows of grad_input. Each of its elements asks the windows it lies in whether it is their winner,
+// registers of channels or of columns at a time, and is written once. For codes of small windows.
+//
+// scatter: a task owns whole planes (or strips of channels) of grad_input and adds each gradient to its winner. For
+// everything else.
 #pragma once
 
 #include "cpu/kernels/max_pool2d.h"

@@ -60,7 +60,7 @@ static void multiply_gradients(const WinogradWeightJob& job, const Chunk& chunk,
       float* to = sums + sums_panel(conv, panel) + element * element_pitch(conv.C);
       for (int64_t row = 0; row < rows.count; ++row) {
         const int64_t c = rows.begin(row);
-        with_constant<1, kTileRows>(rows.begin(row + 1) - c, [&](auto count) {
+        with_constant<1, kTileRows>(rows.rows(row), [&](auto count) {
           multiply_tile<float, count.value, kTileVectors>(chunk.tiles, memory.source + element * in.plane + c, 1,
                                                           in.pitch, gradients, out.pitch, to + c * kWidth, kWidth,
                                                           accumulate);

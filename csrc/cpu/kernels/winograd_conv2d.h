@@ -89,7 +89,7 @@ static void multiply_element(int64_t tiles, int64_t depth, const float* v, int64
     for (int64_t i = row * depth / rows.count * kWidth; i < (row + 1) * depth / rows.count * kWidth; i += kLine)
       __builtin_prefetch(next + i, 0, 2);
     const int64_t t = rows.begin(row);
-    with_constant<1, kTileRows>(rows.begin(row + 1) - t, [&](auto count) {
+    with_constant<1, kTileRows>(rows.rows(row), [&](auto count) {
       multiply_tile<float, count.value, kTileVectors>(depth, v + t * v_pitch, v_pitch, 1, u, kWidth, m + t * m_pitch,
                                                       m_pitch, accumulate);
     });
