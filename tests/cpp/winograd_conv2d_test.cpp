@@ -17,9 +17,9 @@ constexpr Conv2dShape shape(int64_t N, int64_t C, int64_t H, int64_t W, int64_t 
 
 constexpr Conv2dShape kShapes[] = {
     shape(2, 24, 11, 13, 33, 1, 1, 1),   // tails of tiles and channels
-    shape(1, 64, 10, 12, 48, 2, 0, 2),   // groups, lopsided padding
+    shape(2, 64, 10, 12, 48, 2, 0, 2),   // groups, lopsided padding
     shape(2, 32, 8, 72, 32, 1, 1, 1),    // strips inside the image, read in place in channels_last
-    shape(1, 272, 9, 8, 40, 1, 1, 1),    // sums in two blocks of channels
+    shape(2, 272, 12, 12, 40, 1, 1, 1),  // sums in two blocks of channels
     shape(26, 32, 12, 12, 17, 1, 1, 1),  // slices of the weight gradient
 };
 
