@@ -2,8 +2,8 @@
 
 What is kept belongs to one convolution and vanishes with it; no copy, pickle or state_dict knows of it. It is used
 while every tensor that it was made of is the same memory, at the same version and with the same fingerprint: the latter
-since writes through ``tensor.data`` leave the version as it is. A fingerprint looks at some 64 elements of each tensor;
-after a write of single elements through ``.data``, call :func:`cnnfast.repack`.
+since writes through ``tensor.data`` or a NumPy view leave the version as it is. A fingerprint looks at some 500
+elements of a large tensor; after such a write to a small part of one, call :func:`cnnfast.repack`.
 """
 
 from __future__ import annotations
@@ -18,65 +18,88 @@ from torch.autograd import forward_ad
 from . import library
 from .nn import Conv2d
 
-__all__ = ["foldable", "folded", "repack"]
+__all__ = ["folded", "repack"]
 
 _fingerprint = library.op("fingerprint")
 
 
 class _Folded(NamedTuple):
-    key: tuple[Any, ...]
+    state: tuple[tuple[Any, ...] | None, ...]
+    fingerprint: int
+    eps: float
     weight: Tensor
     bias: Tensor
+
+    def is_of(self, tensors: tuple[Tensor | None, ...], eps: float) -> bool:
+        return (
+            eps == self.eps and tuple(map(_state, tensors)) == self.state and _fingerprint(*tensors) == self.fingerprint
+        )
 
 
 _kept: weakref.WeakKeyDictionary[nn.Module, _Folded] = weakref.WeakKeyDictionary()
 
 
 def repack(module: nn.Module) -> None:
-    """Forgets what was made of the parameters of ``module`` and its children; it is made anew at the next call.
+    """Forgets what was made of the parameters of a module; it is made anew at the next call.
 
-    Needed only after single elements were written through ``parameter.data``, which nothing else tells of.
+    Needed only after a small part of a parameter was written through ``parameter.data`` or a NumPy view of it: all else
+    is noticed. What is kept of a model costs the memory of its convolutions' weights; this gives it back, too.
+
+    Args:
+        module: a converted module, whose children count as well. Others have nothing to forget.
 
     Example:
         >>> model = cnnfast.convert(model).eval()
-        >>> model.conv1.weight.data[0, 0, 0, 0] = 0.0
+        >>> model.conv1.weight.data[0, 0] = 0.0
         >>> cnnfast.repack(model)
     """
     for child in module.modules():
         _kept.pop(child, None)
 
 
-def foldable(input: Tensor, conv: Any, bn: Any) -> bool:
-    """Whether BatchNorm is a constant scale and shift now, and folding it costs less than applying it."""
-    if bn.training or bn.running_mean is None or bn.num_features != conv.out_channels:
-        return False
+def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the one convolution that does both; None where the two must run, or are the faster so."""
+    mean, var = bn.running_mean, bn.running_var
+    if bn.training or mean is None or var is None or bn.num_features != conv.out_channels:
+        return None
+    tensors = (conv.weight, conv.bias, bn.weight, bn.bias, mean, var)
+    if not _are_constants(input, *tensors):
+        return None
+    if not _is_transformed():
+        kept = _kept.get(conv)
+        if kept is not None and kept.is_of(tensors, bn.eps):
+            return kept.weight, kept.bias
+        if all(tensor is None or _may_be_kept(tensor) for tensor in tensors):
+            state = tuple(map(_state, tensors))
+            kept = _kept[conv] = _Folded(state, _fingerprint(*tensors), bn.eps, *_fold(*tensors, bn.eps))
+            return kept.weight, kept.bias
+    # Folded at each call, it must cost less than the BatchNorm does.
+    pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
+    return _fold(*tensors, bn.eps) if conv.weight.numel() <= pixels * conv.out_channels else None
+
+
+def _state(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    # An inference tensor has no version; it is never kept, and must not seem to be what was.
+    if tensor is None:
+        return None
+    return (
+        tensor.data_ptr(),
+        -1 if tensor.is_inference() else tensor._version,
+        tensor.dtype,
+        tensor.shape,
+        tensor.stride(),
+    )
+
+
+def _are_constants(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether nobody wants to know by way of what the parameters act."""
     # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
-    if conv.weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
+    if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
         return False
-    tensors = (input, conv.weight, conv.bias, bn.weight, bn.bias)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, *others)):
         return False
     # Compiled graphs must not branch on sizes, and inductor fuses the BatchNorm itself.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or input.dim() != 4:
-        return False
-    if input.is_cpu:  # where it is kept
-        return True
-    pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
-    return conv.weight.numel() <= pixels * conv.out_channels
-
-
-def folded(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that does both."""
-    assert bn.running_mean is not None and bn.running_var is not None
-    tensors = (conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    if _is_transformed() or not all(tensor is None or _may_be_kept(tensor) for tensor in tensors):
-        return _fold(*tensors, bn.eps)
-    states = tuple(None if t is None else (t.data_ptr(), t._version, t.dtype, t.stride()) for t in tensors)
-    key = (bn.eps, _fingerprint(*tensors), states)
-    kept = _kept.get(conv)
-    if kept is None or kept.key != key:
-        kept = _kept[conv] = _Folded(key, *_fold(*tensors, bn.eps))
-    return kept.weight, kept.bias
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or input.dim() != 4)
 
 
 def _is_transformed() -> bool:
@@ -97,6 +120,7 @@ def _may_be_kept(tensor: Tensor) -> bool:
         dense
         and type(tensor) in (Tensor, nn.Parameter)
         and tensor.is_cpu
+        and tensor.dtype in (torch.float32, torch.float64)
         and not (tensor.is_inference() or tensor.is_shared())
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _nn_module
 
 from . import functional
-from .folding import foldable, folded
+from .folding import folded
 from .nn import Conv2d, MaxPool2d, ReLU, _padded
 from .tracing import NotTraceable, trace
 
@@ -314,17 +314,15 @@ def run_block(
     input: Tensor, conv: nn.Module, bn: nn.Module | None, activation: nn.Module | None, pool: nn.Module | None
 ) -> Tensor:
     """``pool(activation(bn(conv(input))))`` without those that are None, as one op where nobody could tell."""
-    if not _as_one(input, conv, bn, activation, pool):
+    parameters = _parameters(input, conv, bn, activation, pool)
+    if parameters is None:
         for module in (conv, bn, activation, pool):
             if module is not None:
                 # Global hooks never saw a module where there is only a function.
                 input = module.forward(input) if "_stands_in" in module.__dict__ else module(input)
         return input
     assert isinstance(conv, Conv2d)
-    weight, bias = conv.weight, conv.bias
-    if bn is not None:
-        assert isinstance(bn, nn.BatchNorm2d)
-        weight, bias = folded(conv, bn)
+    weight, bias = parameters
     input, padding = _padded(conv, input)
     arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
     if type(activation) not in _RELUS:
@@ -345,14 +343,19 @@ def run_block(
     )
 
 
-def _as_one(input: Tensor, *modules: nn.Module | None) -> bool:
+def _parameters(input: Tensor, *modules: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias with which one convolution does what the modules do; None where somebody could tell."""
     if any(getattr(_nn_module, name) for name in _GLOBAL_HOOKS):
-        return False
+        return None
     for module, known in zip(modules, _STAGES, strict=True):
         if module is not None and not (type(module) in known and _unobserved(module)):
-            return False
+            return None
     conv, bn, _, _ = modules
-    return bn is None or foldable(input, conv, bn)
+    assert isinstance(conv, Conv2d)
+    if bn is None:
+        return conv.weight, conv.bias
+    assert isinstance(bn, nn.BatchNorm2d)
+    return folded(input, conv, bn)
 
 
 def _unobserved(module: nn.Module) -> bool:

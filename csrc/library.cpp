@@ -71,7 +71,7 @@ CNNFAST_LIBRARY(m) {
       "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
 
-  // A number that changes when elements of the dense tensors do, or most likely so: it looks at some 64 of each.
+  // A number that most likely changes when elements of the dense tensors do: of large ones it looks at some 500.
   m.def("fingerprint(Tensor a, Tensor? b, Tensor? c, Tensor? d, Tensor? e, Tensor? f) -> int");
   // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.
   m.def("cuda_archs() -> str");
