@@ -39,16 +39,16 @@ class Conv(NamedTuple):
 
 
 CONVS = [
-    Conv("tails", (3, 17, 11, 9), 33),
+    Conv("tails", (6, 27, 19, 15), 35),
     Conv("no padding", (2, 24, 13, 30), 40, (0, 0)),
-    Conv("much padding", (2, 32, 10, 10), 16, (2, 2), bias=False),
-    Conv("lopsided padding", (2, 32, 6, 31), 48, (0, 2)),
-    Conv("groups", (2, 96, 12, 12), 64, groups=2),
-    Conv("two depths", (1, 300, 9, 10), 20),
-    Conv("parts of a few tiles", (1, 64, 16, 16), 272),
+    Conv("much padding", (4, 40, 14, 14), 36, (2, 2), bias=False),
+    Conv("lopsided padding", (4, 32, 10, 30), 48, (0, 2)),
+    Conv("groups", (4, 96, 12, 12), 64, groups=2),
+    Conv("two depths", (3, 300, 12, 12), 20),
+    Conv("parts of a few tiles", (2, 64, 16, 16), 272),
     Conv("slices of many tiles", (40, 32, 12, 12), 48),
-    Conv("strips of a wide row", (1, 16, 10, 270), 32),
-    Conv("no batch", (32, 20, 14), 32),
+    Conv("strips of a wide row", (2, 24, 16, 270), 40),
+    Conv("no batch", (48, 24, 28), 40),
 ]
 
 
@@ -81,7 +81,7 @@ def _run(conv: Conv, input: Tensor, weight: Tensor, bias: Tensor | None, grad_ou
 
 
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """Absolute values of A^T, G and B^T from the points, by numpy's polynomials."""
+    """Absolute values of A^T, G and B^T from the points, each polynomial multiplied out."""
     a, g, b = torch.zeros(OUTPUTS, SIZE), torch.zeros(SIZE, TAPS), torch.zeros(SIZE, SIZE)
     for j in range(SIZE):
         others = [p for i, p in enumerate(POINTS) if i != j]
@@ -175,22 +175,27 @@ def _expected(
     return values
 
 
+def _check(conv: Conv, *tensors: Tensor | None) -> None:
+    """All results, and that they are Winograd's: its roundings are not those of a direct sum."""
+    expected = _expected(conv, *tensors)
+    results = _run(conv, *tensors)
+    ops.set_winograd(False)
+    for (name, bounded), actual, direct in zip(expected.items(), results, _run(conv, *tensors), strict=True):
+        assert_within(actual, bounded, f"{name} of {conv}")
+        assert not torch.equal(actual, direct), f"{name} of {conv} was summed directly"
+    ops.set_winograd(True)
+
+
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_within_the_bound(conv: Conv, isa: str) -> None:
-    tensors = _tensors(conv)
-    expected = _expected(conv, *tensors)
-    for (name, bounded), actual in zip(expected.items(), _run(conv, *tensors), strict=True):
-        assert_within(actual, bounded, f"{name} of {conv}")
+    _check(conv, *_tensors(conv))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("conv", CONVS[:5], ids=str)
 def test_layouts(conv: Conv, layout: str) -> None:
     input, weight, bias, grad_output = _tensors(conv, seed=1)
-    tensors = LAYOUTS[layout](input), LAYOUTS[layout](weight), bias, LAYOUTS[layout](grad_output)
-    expected = _expected(conv, *tensors)
-    for (name, bounded), actual in zip(expected.items(), _run(conv, *tensors), strict=True):
-        assert_within(actual, bounded, f"{name} of {conv}")
+    _check(conv, LAYOUTS[layout](input), LAYOUTS[layout](weight), bias, LAYOUTS[layout](grad_output))
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=str)
@@ -205,7 +210,6 @@ def test_bits_of_any_number_of_threads(conv: Conv) -> None:
 
 
 def test_is_what_runs_unless_told_otherwise() -> None:
-    """Its roundings are not those of a direct sum."""
     conv = next(conv for conv in CONVS if conv.label == "slices of many tiles")
     tensors = _tensors(conv, seed=3)
     by_winograd = _run(conv, *tensors)
@@ -218,13 +222,17 @@ def test_is_what_runs_unless_told_otherwise() -> None:
     assert all(torch.equal(a, b) for a, b in zip(_run(conv, *tensors), by_winograd, strict=True))
 
 
+IGNORED = "cnnfast: CNNFAST_WINOGRAD must be 0 or 1, but got off; ignored"
+
+
 def test_environment_says_otherwise() -> None:
     program = "import torch, cnnfast; print(torch.ops.cnnfast.set_winograd(True))"
-    for value, expected in (("0", "False"), ("1", "True"), ("", "True")):
+    for value, expected, said in (("0", "False", ""), ("1", "True", ""), ("", "True", ""), ("off", "True", IGNORED)):
         printed = subprocess.run(
             [sys.executable, "-c", program], env={"CNNFAST_WINOGRAD": value}, capture_output=True, text=True, check=True
         )
         assert printed.stdout.strip() == expected
+        assert said in printed.stderr
 
 
 @pytest.mark.parametrize("where", ["input", "weight", "grad_output"])
@@ -250,3 +258,18 @@ def test_few_tiles_and_few_channels_are_summed_directly() -> None:
         ops.set_winograd(False)
         assert all(torch.equal(a, b) for a, b in zip(results, _run(conv, *tensors), strict=True))
         ops.set_winograd(True)
+
+
+def test_fused_inference_obeys_the_switch() -> None:
+    """Winograd F(2x2, 3x3) with the pool in its output."""
+    generator = torch.Generator().manual_seed(6)
+    input, weight = torch.randn(2, 12, 14, 14, generator=generator), torch.randn(24, 12, 3, 3, generator=generator)
+    options = [*(1, 1), *(1, 1, 1, 1), *(1, 1), 1, *(2, 2), *(2, 2), *(0, 0), *(1, 1), False, False]
+
+    def run(return_code: bool) -> Tensor:
+        return ops.conv2d_relu_max_pool2d_forward(input, weight, None, options, return_code)[0]
+
+    by_winograd, directly = run(False), run(True)
+    assert not torch.equal(by_winograd, directly)
+    ops.set_winograd(False)
+    assert torch.equal(run(False), directly)

@@ -10,20 +10,21 @@
 #include "cpu/max_pool2d.h"
 #include "cpu/parallel.h"
 #include "cpu/relu.h"
+#include "cpu/winograd_conv2d.h"
 #include "cpu/workspace.h"
 
 namespace cnnfast {
 
 static bool takes_fused(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, bool with_code) {
   DirectPlan plan;
-  return cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, with_code, &plan);
+  return cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, !with_code && winograd_enabled(), &plan);
 }
 
 static void fused_forward(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
                           View<const float> weight, const float* bias, View<float> output, View<uint8_t> code) {
   const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
   DirectPlan plan;
-  kernels.plan(conv, pool, code.data != nullptr, &plan);
+  kernels.plan(conv, pool, code.data == nullptr && winograd_enabled(), &plan);
   Workspace workspace(Workspace::needed<float>(plan.packed_weight));
   float* packed = workspace.take<float>(plan.packed_weight);
   kernels.pack_weight(conv, plan, weight, bias, packed);

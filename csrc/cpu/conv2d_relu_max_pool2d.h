@@ -51,8 +51,8 @@ struct PoolSparseBackward {
 };
 
 struct ConvReluMaxPool2dKernels {
-  // Whether the direct forward takes this shape, and how; with_code rules Winograd out.
-  bool (*plan)(const Conv2dShape&, const Pool2dShape&, bool with_code, DirectPlan*);
+  // Whether the direct forward takes this shape, and how; Winograd only where it may, which has no codes.
+  bool (*plan)(const Conv2dShape&, const Pool2dShape&, bool may_winograd, DirectPlan*);
   // packed_weight from a weight of [K, C, R, S] and a bias (or null).
   void (*pack_weight)(const Conv2dShape&, const DirectPlan&, View<const float> weight, const float* bias,
                       float* packed);

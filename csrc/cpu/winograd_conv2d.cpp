@@ -2,6 +2,7 @@
 #include "cpu/winograd_conv2d.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -15,7 +16,10 @@ namespace {
 std::atomic<bool>& enabled() {
   static std::atomic<bool> value = [] {
     const char* asked = std::getenv("CNNFAST_WINOGRAD");
-    return asked == nullptr || std::strcmp(asked, "0") != 0;
+    if (asked == nullptr || *asked == '\0') return true;
+    if (std::strcmp(asked, "0") != 0 && std::strcmp(asked, "1") != 0)
+      std::fprintf(stderr, "cnnfast: CNNFAST_WINOGRAD must be 0 or 1, but got %s; ignored\n", asked);
+    return std::strcmp(asked, "0") != 0;
   }();
   return value;
 }

@@ -71,8 +71,8 @@ struct WinogradConv2dKernels {
   bool (*finish_weight)(const WinogradWeightJob&, int64_t index, float* sums);
 };
 
-// Whether winograd may be chosen: unless CNNFAST_WINOGRAD=0 was set at load, or the caller says otherwise. The setter
-// returns what was set before.
+// Whether winograd may be chosen, this one and that of fused inference: unless CNNFAST_WINOGRAD was 0 at the first
+// convolution, or the caller says otherwise. The setter returns what was set before.
 bool winograd_enabled();
 bool set_winograd(bool enabled);
 

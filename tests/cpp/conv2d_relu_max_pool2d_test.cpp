@@ -123,7 +123,7 @@ struct Example {
 
 void check_forward(const ConvReluMaxPool2dKernels& kernels, const Example& example, Layout layout, bool with_code) {
   DirectPlan plan;
-  const bool taken = kernels.plan(example.conv, example.pool, with_code, &plan);
+  const bool taken = kernels.plan(example.conv, example.pool, !with_code, &plan);
   CHECK(taken);
   if (!taken) return;
   Image<float> output(example.conv.N, example.conv.K, example.pool.P, example.pool.Q, layout);
@@ -217,7 +217,7 @@ TEST(windows_apart_are_left_to_the_general_forward) {
       const Example example(geometry, layout);
       for (const CpuKernels* kernels : runnable_kernels()) {
         WHERE(kernels->isa, " layout ", static_cast<int>(layout));
-        CHECK(!kernels->conv2d_relu_max_pool2d.plan(example.conv, example.pool, true, &plan));
+        CHECK(!kernels->conv2d_relu_max_pool2d.plan(example.conv, example.pool, false, &plan));
         check_backward(kernels->conv2d_relu_max_pool2d, example, layout);
       }
     }

@@ -16,7 +16,7 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int64_t kBandBytes = 64 << 10;
 constexpr int64_t kMapBandBytes = 256 << 10;
 
-static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool with_code, DirectPlan* plan) {
+static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool may_winograd, DirectPlan* plan) {
   if (conv.G != 1 || conv.C == 0 || conv.C * conv.R * conv.S > 64 * 9) return false;  // beyond, implicit GEMM is ahead
   const int64_t lanes = kLanes<float>;
   // ceil_mode may add a window that hangs over the edge.
@@ -27,7 +27,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool w
   // The share of lanes each body would waste decides; at a tie the channels body, which needs fewer loads.
   const bool width = unit_step && round_up(pool.Q, lanes) * conv.K < round_up(conv.K, lanes) * pool.Q;
   // Winograd's transforms are shared by the channels on the other side: they pay from a register of those on.
-  const bool winograd = !with_code && unit_step && conv.R == 3 && conv.S == 3 && conv.C >= 8 && conv.K >= 8;
+  const bool winograd = may_winograd && unit_step && conv.R == 3 && conv.S == 3 && conv.C >= 8 && conv.K >= 8;
   plan->body = !two_by_two ? DirectBody::map
                : winograd  ? DirectBody::winograd
                : width     ? DirectBody::width
