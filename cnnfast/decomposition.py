@@ -92,12 +92,16 @@ def max_pool2d_with_code(
     input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
 ) -> tuple[Tensor, Tensor]:
     output, indices = max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    # The winner's place in its window, row by row.
-    tap = torch.zeros_like(indices)
+    # The place of the winner in its window, row by row; none of a window all of whose elements dilation steps over.
+    tap, met = torch.zeros_like(indices), torch.ones_like(indices, dtype=torch.bool)
     for d, index in enumerate((indices // input.shape[-1], indices % input.shape[-1])):
         first = torch.arange(output.shape[d - 2], device=output.device) * stride[d] - padding[d]
-        tap = tap * kernel_size[d] + (index - (first if d else first.view(-1, 1))) // dilation[d]
-    return output, tap.to(torch.uint8)
+        places = first.view(-1, 1) + torch.arange(kernel_size[d], device=output.device) * dilation[d]
+        met_here = ((places >= 0) & (places < input.shape[d - 2])).any(1)
+        if d == 0:
+            first, met_here = first.view(-1, 1), met_here.view(-1, 1)
+        tap, met = tap * kernel_size[d] + (index - first) // dilation[d], met & met_here
+    return output, torch.where(met, tap, CLIPPED).to(torch.uint8)
 
 
 def avg_pool2d(
@@ -132,8 +136,11 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
 def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     """What ``run_decompositions`` needs to replace our ops in an exported program by torch's.
 
-    ONNX, or a runtime that knows none of our ops, then takes the program. Like `torch.export.default_decompositions`,
-    it is a new dict at each call, to be changed or joined with others at will.
+    ONNX, or a runtime that knows none of our ops, then takes the program.
+
+    Returns:
+        from each public op to a function of torch's ops with the same arguments and results. Like
+        `torch.export.default_decompositions`, a new dict at each call, to be changed or joined with others at will.
 
     Example:
         >>> program = torch.export.export(cnnfast.convert(model), (images,))

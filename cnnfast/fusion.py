@@ -179,12 +179,8 @@ def unfuse(module: nn.Module) -> None:
     Raises:
         RuntimeError: something else has changed the module's class since.
     """
-    cls = type(module)
-    if _classes.get(_original(cls)) is not cls:
-        raise RuntimeError(
-            f"revert: the class of a module must be the one that convert gave it, but got {cls.__name__}"
-        )
-    module.__class__ = _original(cls)
+    check_unfusable(module)
+    module.__class__ = _original(type(module))
     module.__dict__.pop("_fusion", None)
 
 

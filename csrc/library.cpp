@@ -37,7 +37,7 @@ CNNFAST_LIBRARY(m) {
   // winner_bytes: 8 for its int64 index in the plane, 1 for its code (above), 0 for nothing, an empty tensor.
   m.def("max_pool2d_forward(Tensor input, int[] options, int winner_bytes) -> (Tensor, Tensor)");
   // input_size is (H, W), SymInt so that a compiled graph serves every size. The memory format of the result is that of
-  // winner.
+  // winner. An index outside of the plane is an error; a code that no forward stores is one or wins nothing.
   m.def("max_pool2d_backward(Tensor grad_output, Tensor winner, SymInt[] input_size, int[] options) -> Tensor");
   m.def(
       "avg_pool2d_forward(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "

@@ -49,6 +49,7 @@ CASES = [
          {"stride": 2, "padding": 1, "groups": 24}),
     Case("depthwise", "conv_transpose2d", (2, 18, 6, 5), (18, 1, 3, 3), True,
          {"stride": 2, "padding": 1, "output_padding": 1, "groups": 18, "dilation": 1}),
+    Case("rows_beyond_first_layers", "conv2d", (1, 1, 2, 12_000), (16, 1, 2, 3), True, {"stride": 1}),
     Case("no_pixel", "conv_transpose2d", (0, 3, 0, 8), (3, 4, 3, 3), True,
          {"stride": 1, "padding": 1, "output_padding": 0, "groups": 1, "dilation": 1}),
     Case("classes_without_tap", "conv_transpose2d", (2, 5, 4, 3), (5, 6, 2, 1), True,

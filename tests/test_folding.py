@@ -133,6 +133,13 @@ def test_vanishes_with_its_module(model: nn.Sequential) -> None:
     assert conv() is None
 
 
+def test_training_gives_the_memory_back(model: nn.Sequential) -> None:
+    _check(model)
+    assert model[0] in folding._kept
+    model.train()(X)
+    assert model[0] not in folding._kept
+
+
 # Folded at each call, which pays where there are many pixels.
 LARGE = torch.randn(2, 96, 40, 40, generator=torch.Generator().manual_seed(2))
 

@@ -149,6 +149,18 @@ def test_max_pool2d(case: Case, dtype: torch.dtype) -> None:
                     assert_same(max_pool2d_backward(gradient, winner, input, arguments), grad_input)
 
 
+def test_code_of_a_window_that_dilation_steps_over() -> None:
+    """It has no winner, here and in torch's operations."""
+    input, arguments = torch.randn(1, 3, 2, 2), ([2, 2], [1, 1], [1, 1], [3, 3], False)
+    for code in (
+        ops.max_pool2d_with_code(input, *arguments)[1],
+        DECOMPOSITIONS["max_pool2d_with_code"](input, *arguments)[1],
+    ):
+        assert torch.equal(code, torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+        gradient = max_pool2d_backward(torch.ones(1, 3, 1, 1), code, input, list(arguments))
+        assert not gradient.any()
+
+
 def test_max_pool2d_of_normal_values() -> None:
     for case in MAX_CASES:
         (input,) = make_tensors(case, torch.float32, seed=2)

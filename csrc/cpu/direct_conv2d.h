@@ -58,7 +58,8 @@ struct DirectConv2dKernels {
   bool (*backward_plan)(const Conv2dShape&, DirectConv2dBackwardPlan*);
   // Null where there is no input gradient.
   void (*pack_backward_weight)(const Conv2dShape&, View<const float> weight, float* packed);
-  // Writes a slice's grad_input, and adds its part of grad_weight [K, C, R, S] and then grad_bias [K] to sums.
+  // Writes a slice's grad_input, and its part of grad_weight [K, C, R, S] and then grad_bias [K] to sums, which are
+  // zeros before.
   void (*backward)(const DirectConv2dBackward&, int64_t slice, float* sums, char* workspace);
 };
 

@@ -21,6 +21,8 @@ constexpr int kDepthwiseRows = 4;
 // What a unit works on is to stay near the first cache level, a band of all channels, where they lie together, in the
 // second.
 constexpr int64_t kDepthwiseSlabBytes = 48 << 10, kDepthwiseBandBytes = 640 << 10;
+// Rows that take more even one at a time are left to implicit GEMM, which cuts them.
+constexpr int64_t kMostDepthwiseBytes = 16 << 20;
 
 // One axis of the gathers: output i of part a is at i * parts + a. Outputs i of all parts read source coordinates from
 // i * step + low to i * step + reach; with the input gradient, coordinate i is one of these.
@@ -293,7 +295,7 @@ static bool depthwise_plan(const Conv2dShape& s, bool input_gradient, bool chann
   *plan = cut_depthwise<A>(s, axes, channels_last, kMostTasks, [&](int64_t band) {
     return DepthwiseScratch<A>(s, axes, band, input_gradient, nullptr).bytes;
   });
-  return true;
+  return plan->workspace_bytes <= kMostDepthwiseBytes;
 }
 
 // For each block of channels and each part: bias, then the taps column by column.

@@ -169,7 +169,7 @@ static bool depthwise_backward_plan(const Conv2dShape& s, bool channels_last, De
   const DepthwiseAxes axes(s, true);
   *plan = cut_depthwise<A>(s, axes, channels_last, kDepthwiseSlices,
                            [&](int64_t band) { return DepthwiseBackwardScratch<A>(s, axes, band, nullptr).bytes; });
-  return true;
+  return plan->workspace_bytes <= kMostDepthwiseBytes;
 }
 
 template <class T>

@@ -21,6 +21,7 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int kChannelSums = 12, kMostChannelVectors = 3;
 constexpr int64_t kChannelsBandBytes = 64 << 10;     // input of a task: what stays in the first cache levels
 constexpr int64_t kChannelsWeightBytes = 256 << 10;  // weights that may be read again and again, from the second level
+constexpr int64_t kMostChannelsBytes = 1 << 20;      // of a task's memory for one row: wider ones are left to others
 constexpr int64_t kPiecePixels = 24;
 constexpr int64_t kChannelsTaps = 1024;  // products of an output element at most
 
@@ -252,7 +253,7 @@ static bool direct_conv2d_channels_plan(const Conv2dShape& conv, DirectConv2dPla
   plan->bands = ceil_div(conv.P, band);
   plan->packed_weight = ChannelBlocks(conv.K).vectors * kLanes<float> * (1 + taps);
   plan->workspace_bytes = static_cast<int64_t>(ChannelsScratch(nullptr, conv, band).bytes);
-  return true;
+  return plan->workspace_bytes <= kMostChannelsBytes;
 }
 
 // Bias, then the taps (c, r, s), of each block of registers in turn.

@@ -195,7 +195,7 @@ static void direct_conv2d_channels_backward(const DirectConv2dBackward& job, int
 
 static bool direct_conv2d_channels_backward_plan(const Conv2dShape& conv, DirectConv2dBackwardPlan* plan) {
   DirectConv2dPlan forward;
-  if (!direct_conv2d_channels_plan(conv, &forward)) return false;
+  if (!direct_conv2d_channels_plan(conv, &forward)) return false;  // rows that are too wide, too
   const int64_t taps = conv.C * conv.R * conv.S, weights = conv.K * taps;
   const auto fits = [&](int64_t rows) {
     return InputBand::floats(conv, rows) * 4 <= kChannelsBandBytes &&
