@@ -1,4 +1,4 @@
-// Depthwise convolution + bias + clamp, and its input gradient, which is the same computation over grad_output (see
+// Depthwise convolution + bias (+ ReLU), and its input gradient, which is the same computation over grad_output (see
 // common/gather_conv.h): with a stride of 2, one for each parity of row and column.
 //
 //   output[c][i][j] = bias[c] + sum over r, s of weight[c][r][s] * source[c][i * step + r][j * step + s]   (padded)
@@ -82,7 +82,7 @@ struct DepthwiseRows {
   int64_t x_pitch, x_step;
   int64_t S;
   const A* weight;  // bias, then the taps column by column, in registers
-  A low, high;
+  bool relu;
   A* out;
   int64_t out_pitch, out_step;
   int64_t rows, columns;
@@ -92,8 +92,9 @@ struct DepthwiseRows {
 template <int kR, int kS, int kStep, int kRows, class A>
 CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x, A* out) {
   constexpr int kTapColumns = max(kS, 1);
-  const Vec<A> low = broadcast(job.low), high = broadcast(job.high);
-  const bool clamps = job.low > -static_cast<A>(__builtin_inf()) || job.high < static_cast<A>(__builtin_inf());
+  const bool relu = job.relu;
+  Vec<A> zero{};
+  pin(zero);  // with a constant, gcc 12 makes two instructions of the maximum
   Vec<A> weight[kTapColumns][kR];
   const auto load_weights = [&](int64_t column) CNNFAST_INLINE_LAMBDA {
     unroll<kTapColumns>([&](auto s) CNNFAST_INLINE_LAMBDA {
@@ -135,10 +136,7 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
     unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
       unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
         Vec<A> y = sum[j.value][t.value];
-        if (clamps) {  // NaN stays
-          y = y < low ? low : y;
-          y = y > high ? high : y;
-        }
+        if (relu) y = y < zero ? zero : y;  // NaN stays
         store_vec(out + t.value * job.out_pitch, y);
         __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
       });
@@ -204,8 +202,8 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
 // From the unit's slab, filled from `left`, `top` on, to an output of H x W.
 template <class T>
 static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Compute<T>>& scratch,
-                           const DepthwiseUnit& unit, const Compute<T>* weight, Compute<T> low, Compute<T> high,
-                           View<T> output, int64_t H, int64_t W) {
+                           const DepthwiseUnit& unit, const Compute<T>* weight, bool relu, View<T> output, int64_t H,
+                           int64_t W) {
   using A = Compute<T>;
   const int64_t top = unit.first * axes.h.parts, rows = min(unit.rows * axes.h.parts, H - top);
   if (rows <= 0) return;
@@ -228,7 +226,7 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Com
       const A* x = scratch.source + (h.origin - axes.h.low) * source_pitch + (w.origin - axes.w.low) * kLanes<A>;
       depthwise_rows<A>(
           h.taps, axes.h.step,
-          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, low, high, out + a * pitch + b * pixel,
+          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, relu, out + a * pitch + b * pixel,
            axes.h.parts * pitch, axes.w.parts * pixel, min(unit.rows, h.outputs - unit.first), w.outputs});
       weight += (1 + h.taps * w.taps) * kLanes<A>;
     }
@@ -250,7 +248,7 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
     fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows), axes.w.low,
                scratch.source_columns, backward ? s.P : s.H, backward ? s.Q : s.W},
               job.source, scratch.source);
-    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.low, job.high,
+    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.relu,
                    job.output, backward ? s.H : s.P, backward ? s.W : s.Q);
   });
 }
