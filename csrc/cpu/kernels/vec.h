@@ -126,29 +126,27 @@ CNNFAST_INLINE Vec<float> max_or_second(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-template <int kDistance, class T, int... kLane>
-CNNFAST_INLINE Vec<T> rotate(Vec<T> v, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<T>)...);
+template <int kDistance, int... kLane>
+CNNFAST_INLINE Vec<float> rotate(Vec<float> v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<float>)...);
 }
 
 // Every lane in one number, in a fixed order.
-template <class T, int kDistance = kLanes<T> / 2>
-CNNFAST_INLINE T lane_sum(Vec<T> v) {
+template <int kDistance = kLanes<float> / 2>
+CNNFAST_INLINE float lane_sum(Vec<float> v) {
   if constexpr (kDistance == 0) {
     return v[0];
   } else {
-    return lane_sum<T, kDistance / 2>(v + rotate<kDistance, T>(v, std::make_integer_sequence<int, kLanes<T>>{}));
+    return lane_sum<kDistance / 2>(v + rotate<kDistance>(v, std::make_integer_sequence<int, kLanes<float>>{}));
   }
 }
 
 // Zeros for the lanes from `count` on.
-template <class T>
-CNNFAST_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
-  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  Vec<Index> lane;
+CNNFAST_INLINE Vec<float> first_lanes(Vec<float> v, int64_t count) {
+  Vec<int32_t> lane;
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
-  return lane < broadcast(static_cast<Index>(count)) ? v : Vec<T>{};
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
+  return lane < broadcast(static_cast<int32_t>(count)) ? v : Vec<float>{};
 }
 
 // Whether any lane of a comparison's result is set.
