@@ -14,6 +14,7 @@
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/depthwise_slab.h"
 #include "cpu/kernels/prefetch.h"
+#include "cpu/kernels/scratch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -55,23 +56,17 @@ struct DepthwiseAxes {
   int64_t packed_size(const Conv2dShape& s) const { return h.parts * w.parts + s.R * s.S; }
 };
 
-// A task's memory.
+// What a unit of a gather works on.
 template <class A>
 struct DepthwiseScratch {
   int64_t source_rows, source_columns;
   A *source, *result;
-  int64_t bytes = 0;
 
-  DepthwiseScratch(const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, bool input_gradient, char* memory)
+  DepthwiseScratch(Scratch& scratch, const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, bool input_gradient)
       : source_rows(axes.h.span(band)), source_columns(axes.w.span(axes.w.outputs)) {
     if (input_gradient) source_columns = max(source_columns, s.Q - axes.w.low);
-    source = take(memory, source_rows * source_columns);
-    result = take(memory, band * axes.h.parts * (input_gradient ? s.W : s.Q));
-  }
-  A* take(char* memory, int64_t registers) {
-    A* piece = reinterpret_cast<A*>(memory + bytes);
-    bytes += registers * CNNFAST_VECTOR_BYTES;
-    return piece;
+    source = scratch.take<A>(source_rows * source_columns * kLanes<A>);
+    result = scratch.take<A>(band * axes.h.parts * (input_gradient ? s.W : s.Q) * kLanes<A>);
   }
 };
 
@@ -243,7 +238,8 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
   const Conv2dShape& s = job.conv;
   const bool backward = job.input_gradient;
   const DepthwiseAxes axes(s, backward);
-  const DepthwiseScratch<A> scratch(s, axes, job.plan.band, backward, workspace);
+  Scratch memory(workspace);
+  const DepthwiseScratch<A> scratch(memory, s, axes, job.plan.band, backward);
   for_each_unit<A>(s, job.plan, task, [&](const DepthwiseUnit& unit, int64_t block) {
     fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows), axes.w.low,
                scratch.source_columns, backward ? s.P : s.H, backward ? s.Q : s.W},
@@ -289,7 +285,9 @@ static bool depthwise_plan(const Conv2dShape& s, bool input_gradient, bool chann
   if (!is_depthwise(s, kLanes<A>)) return false;
   const DepthwiseAxes axes(s, input_gradient);
   *plan = cut_depthwise<A>(s, axes, channels_last, kMostTasks, [&](int64_t band) {
-    return DepthwiseScratch<A>(s, axes, band, input_gradient, nullptr).bytes;
+    Scratch scratch(nullptr);
+    DepthwiseScratch<A>(scratch, s, axes, band, input_gradient);
+    return static_cast<int64_t>(scratch.used());
   });
   return true;
 }

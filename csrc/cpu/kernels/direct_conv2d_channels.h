@@ -15,6 +15,7 @@
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/prefetch.h"
+#include "cpu/kernels/scratch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

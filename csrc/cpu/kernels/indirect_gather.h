@@ -11,6 +11,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/row_table.h"
+#include "cpu/kernels/scratch.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {

@@ -15,6 +15,7 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_width.h"
+#include "cpu/kernels/scratch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -151,24 +152,16 @@ CNNFAST_INLINE bool inverse_and_pool(const float* m, const float* bias, float* v
 
 struct WinogradScratch {
   float *x, *transformed, *product, *value;
+  int64_t bytes;
 
-  static int64_t floats(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
-    WinogradScratch unused;
-    return unused.assign(conv, pool, band, nullptr);
-  }
-  int64_t assign(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band, float* base) {
+  WinogradScratch(void* memory, const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
     constexpr int64_t kLane = kLanes<float>;
-    const WidthInput padded(conv, pool, band);
-    int64_t used = 0;
-    const auto take = [&](float*& pointer, int64_t count) {
-      pointer = base == nullptr ? nullptr : base + used;
-      used += round_up(count, 16);
-    };
-    take(x, padded.size(conv));
-    take(transformed, kTransformed * conv.C * kLane);
-    take(product, kTransformed * kLane * kMaxChannelVectors * kLane);
-    take(value, band * pool.Q * round_up(conv.K, kLane));
-    return used;
+    Scratch scratch(memory);
+    x = scratch.take<float>(WidthInput(conv, pool, band).size(conv));
+    transformed = scratch.take<float>(kTransformed * conv.C * kLane);
+    product = scratch.take<float>(kTransformed * kLane * kMaxChannelVectors * kLane);
+    value = scratch.take<float>(band * pool.Q * round_up(conv.K, kLane));
+    bytes = static_cast<int64_t>(scratch.used());
   }
 };
 
@@ -193,8 +186,7 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const int64_t channels = round_up(conv.K, kLane), Q = job.pool.Q;
   const WidthInput padded(conv, job.pool, job.plan.band);
-  WinogradScratch scratch;
-  scratch.assign(conv, job.pool, job.plan.band, reinterpret_cast<float*>(workspace));
+  const WinogradScratch scratch(workspace, conv, job.pool, job.plan.band);
   copy_halves(conv, job.input, n, 2 * top, padded, scratch.x);
 
   for (int64_t i = 0; i < rows; ++i) {
