@@ -16,6 +16,7 @@
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/prefetch.h"
 #include "cpu/kernels/scratch.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

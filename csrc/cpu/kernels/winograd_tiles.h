@@ -6,6 +6,7 @@
 
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/scratch.h"
+#include "cpu/kernels/transpose.h"
 #include "cpu/kernels/winograd_transforms.h"
 #include "cpu/winograd_conv2d.h"
 
