@@ -15,6 +15,7 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_width.h"
+#include "cpu/kernels/gemm.h"
 #include "cpu/kernels/scratch.h"
 #include "cpu/kernels/winograd_transforms.h"
 
@@ -40,25 +41,9 @@ static void transform_input(const Conv2dShape& conv, const float* x, int64_t hal
 template <int kVectors, int kWindows>
 CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, float* m) {
   constexpr int64_t kLane = kLanes<float>;
-  Vec<float> sum[kWindows][kVectors];
-#pragma GCC unroll 4
-  for (int p = 0; p < kWindows; ++p)
-#pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) sum[p][n] = Vec<float>{};
-  for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane) {
-    Vec<float> w[kVectors];
-#pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) {
-      w[n] = load_vec(u + n * kLane);
-      pin(w[n]);
-    }
-#pragma GCC unroll 4
-    for (int p = 0; p < kWindows; ++p) {
-      const Vec<float> vp = broadcast(v[p]);
-#pragma GCC unroll 3
-      for (int n = 0; n < kVectors; ++n) sum[p][n] += w[n] * vp;
-    }
-  }
+  Vec<float> sum[kWindows][kVectors] = {};
+  for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane)
+    multiply_step([&](int p) CNNFAST_INLINE_LAMBDA { return v[p]; }, u, sum);
 #pragma GCC unroll 4
   for (int p = 0; p < kWindows; ++p)
 #pragma GCC unroll 3
