@@ -1,8 +1,6 @@
 // The launcher side of algorithm `depthwise`.
 #include "cpu/depthwise_conv2d.h"
 
-#include <limits>
-
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
@@ -12,7 +10,7 @@ namespace {
 
 template <class T>
 bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source, View<const T> weight, const T* bias,
-            Compute<T> low, View<T> output) {
+            bool relu, View<T> output) {
   using A = Compute<T>;
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
@@ -20,8 +18,7 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
   Workspace workspace(Workspace::needed<A>(plan.packed_weight));
   A* packed = workspace.take<A>(plan.packed_weight);
   kernels.pack_weight(shape, input_gradient, weight, bias, packed);
-  const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, low, std::numeric_limits<A>::infinity(),
-                               output};
+  const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, relu, output};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels.gather(job, task, scratch.take<char>(plan.workspace_bytes));
@@ -34,14 +31,13 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
 template <class T>
 bool depthwise_conv2d_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
                               bool relu, View<T> output) {
-  const Compute<T> low = relu ? Compute<T>(0) : -std::numeric_limits<Compute<T>>::infinity();
-  return gather(shape, false, input, weight, bias, low, output);
+  return gather(shape, false, input, weight, bias, relu, output);
 }
 
 template <class T>
 bool depthwise_conv2d_backward_input(const Conv2dShape& shape, View<const T> grad_output, View<const T> weight,
                                      const T* bias, View<T> grad_input) {
-  return gather(shape, true, grad_output, weight, bias, -std::numeric_limits<Compute<T>>::infinity(), grad_input);
+  return gather(shape, true, grad_output, weight, bias, false, grad_input);
 }
 
 template <class T>

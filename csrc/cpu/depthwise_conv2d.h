@@ -30,7 +30,7 @@ struct DepthwiseGather {
   bool input_gradient;
   View<const T> source;
   const Compute<T>* packed_weight;
-  Compute<T> low, high;  // what results are clamped to
+  bool relu;
   View<T> output;
 };
 

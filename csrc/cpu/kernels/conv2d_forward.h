@@ -12,6 +12,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/indirect_gather.h"
+#include "cpu/kernels/scratch.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {

@@ -72,7 +72,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool m
                               round_up(MapBand::map_floats(conv, pool, band), 16) * 4 + pooled_bytes;
       break;
     case DirectBody::winograd:
-      plan->workspace_bytes = WinogradScratch::floats(conv, pool, band) * 4;
+      plan->workspace_bytes = WinogradScratch(nullptr, conv, pool, band).bytes;
       break;
   }
   return true;

@@ -1,4 +1,4 @@
-// Depthwise convolution + bias + clamp, and its input gradient, which is the same computation over grad_output (see
+// Depthwise convolution + bias (+ ReLU), and its input gradient, which is the same computation over grad_output (see
 // common/gather_conv.h): with a stride of 2, one for each parity of row and column.
 //
 //   output[c][i][j] = bias[c] + sum over r, s of weight[c][r][s] * source[c][i * step + r][j * step + s]   (padded)
@@ -14,6 +14,7 @@
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/depthwise_slab.h"
 #include "cpu/kernels/prefetch.h"
+#include "cpu/kernels/scratch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -57,23 +58,17 @@ struct DepthwiseAxes {
   int64_t packed_size(const Conv2dShape& s) const { return h.parts * w.parts + s.R * s.S; }
 };
 
-// A task's memory.
+// What a unit of a gather works on.
 template <class A>
 struct DepthwiseScratch {
   int64_t source_rows, source_columns;
   A *source, *result;
-  int64_t bytes = 0;
 
-  DepthwiseScratch(const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, bool input_gradient, char* memory)
+  DepthwiseScratch(Scratch& scratch, const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, bool input_gradient)
       : source_rows(axes.h.span(band)), source_columns(axes.w.span(axes.w.outputs)) {
     if (input_gradient) source_columns = max(source_columns, s.Q - axes.w.low);
-    source = take(memory, source_rows * source_columns);
-    result = take(memory, band * axes.h.parts * (input_gradient ? s.W : s.Q));
-  }
-  A* take(char* memory, int64_t registers) {
-    A* piece = reinterpret_cast<A*>(memory + bytes);
-    bytes += registers * CNNFAST_VECTOR_BYTES;
-    return piece;
+    source = scratch.take<A>(source_rows * source_columns * kLanes<A>);
+    result = scratch.take<A>(band * axes.h.parts * (input_gradient ? s.W : s.Q) * kLanes<A>);
   }
 };
 
@@ -84,7 +79,7 @@ struct DepthwiseRows {
   int64_t x_pitch, x_step;
   int64_t S;
   const A* weight;  // bias, then the taps column by column, in registers
-  A low, high;
+  bool relu;
   A* out;
   int64_t out_pitch, out_step;
   int64_t rows, columns;
@@ -94,8 +89,9 @@ struct DepthwiseRows {
 template <int kR, int kS, int kStep, int kRows, class A>
 CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x, A* out) {
   constexpr int kTapColumns = max(kS, 1);
-  const Vec<A> low = broadcast(job.low), high = broadcast(job.high);
-  const bool clamps = job.low > -static_cast<A>(__builtin_inf()) || job.high < static_cast<A>(__builtin_inf());
+  const bool relu = job.relu;
+  Vec<A> zero{};
+  pin(zero);  // with a constant, gcc 12 makes two instructions of the maximum
   Vec<A> weight[kTapColumns][kR];
   const auto load_weights = [&](int64_t column) CNNFAST_INLINE_LAMBDA {
     unroll<kTapColumns>([&](auto s) CNNFAST_INLINE_LAMBDA {
@@ -137,10 +133,7 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
     unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
       unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
         Vec<A> y = sum[j.value][t.value];
-        if (clamps) {  // NaN stays
-          y = y < low ? low : y;
-          y = y > high ? high : y;
-        }
+        if (relu) y = y < zero ? zero : y;  // NaN stays
         store_vec(out + t.value * job.out_pitch, y);
         __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
       });
@@ -206,8 +199,8 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
 // From the unit's slab, filled from `left`, `top` on, to an output of H x W.
 template <class T>
 static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Compute<T>>& scratch,
-                           const DepthwiseUnit& unit, const Compute<T>* weight, Compute<T> low, Compute<T> high,
-                           View<T> output, int64_t H, int64_t W) {
+                           const DepthwiseUnit& unit, const Compute<T>* weight, bool relu, View<T> output, int64_t H,
+                           int64_t W) {
   using A = Compute<T>;
   const int64_t top = unit.first * axes.h.parts, rows = min(unit.rows * axes.h.parts, H - top);
   if (rows <= 0) return;
@@ -230,7 +223,7 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Com
       const A* x = scratch.source + (h.origin - axes.h.low) * source_pitch + (w.origin - axes.w.low) * kLanes<A>;
       depthwise_rows<A>(
           h.taps, axes.h.step,
-          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, low, high, out + a * pitch + b * pixel,
+          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, relu, out + a * pitch + b * pixel,
            axes.h.parts * pitch, axes.w.parts * pixel, min(unit.rows, h.outputs - unit.first), w.outputs});
       weight += (1 + h.taps * w.taps) * kLanes<A>;
     }
@@ -247,12 +240,13 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
   const Conv2dShape& s = job.conv;
   const bool backward = job.input_gradient;
   const DepthwiseAxes axes(s, backward);
-  const DepthwiseScratch<A> scratch(s, axes, job.plan.band, backward, workspace);
+  Scratch memory(workspace);
+  const DepthwiseScratch<A> scratch(memory, s, axes, job.plan.band, backward);
   for_each_unit<A>(s, job.plan, task, [&](const DepthwiseUnit& unit, int64_t block) {
     fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows), axes.w.low,
                scratch.source_columns, backward ? s.P : s.H, backward ? s.Q : s.W},
               job.source, scratch.source);
-    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.low, job.high,
+    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.relu,
                    job.output, backward ? s.H : s.P, backward ? s.W : s.Q);
   });
 }
@@ -293,7 +287,9 @@ static bool depthwise_plan(const Conv2dShape& s, bool input_gradient, bool chann
   if (!is_depthwise(s, kLanes<A>)) return false;
   const DepthwiseAxes axes(s, input_gradient);
   *plan = cut_depthwise<A>(s, axes, channels_last, kMostTasks, [&](int64_t band) {
-    return DepthwiseScratch<A>(s, axes, band, input_gradient, nullptr).bytes;
+    Scratch scratch(nullptr);
+    DepthwiseScratch<A>(scratch, s, axes, band, input_gradient);
+    return static_cast<int64_t>(scratch.used());
   });
   return plan->workspace_bytes <= kMostDepthwiseBytes;
 }

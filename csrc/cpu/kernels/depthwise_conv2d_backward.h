@@ -13,18 +13,18 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int64_t kDepthwiseSlices = 16;  // as many partial sums as reduction_slices gives at most
 
 template <class A>
-struct DepthwiseBackwardScratch {
+struct DepthwiseBackwardScratch : private Scratch {
   DepthwiseScratch<A> gradient;
   int64_t input_columns;
   A *input, *clip, *sums;
   int64_t bytes;
 
-  DepthwiseBackwardScratch(const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, char* memory)
-      : gradient(s, axes, band, true, memory), input_columns((s.Q - 1) * s.stride_w + s.S) {
-    input = gradient.take(memory, ((band - 1) * s.stride_h + s.R) * input_columns);
-    clip = gradient.take(memory, gradient.source_rows * gradient.source_columns);
-    sums = gradient.take(memory, s.R * s.S);
-    bytes = gradient.bytes;
+  DepthwiseBackwardScratch(const Conv2dShape& s, const DepthwiseAxes& axes, int64_t band, void* memory)
+      : Scratch(memory), gradient(*this, s, axes, band, true), input_columns((s.Q - 1) * s.stride_w + s.S) {
+    input = take<A>(((band - 1) * s.stride_h + s.R) * input_columns * kLanes<A>);
+    clip = take<A>(gradient.source_rows * gradient.source_columns * kLanes<A>);
+    sums = take<A>(s.R * s.S * kLanes<A>);
+    bytes = static_cast<int64_t>(used());
   }
 };
 
@@ -155,9 +155,8 @@ static void depthwise_backward(const DepthwiseBackward<T>& job, int64_t task, Co
       }
     }
     if (job.grad_input.data != nullptr) {
-      const A infinity = static_cast<A>(__builtin_inf());
-      depthwise_unit(axes, gradient, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, -infinity,
-                     infinity, job.grad_input, s.H, s.W);
+      depthwise_unit(axes, gradient, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, false,
+                     job.grad_input, s.H, s.W);
     }
     if (job.want_weight || job.want_bias) add_depthwise_sums(job, axes, scratch, unit, sums + block * block_sums);
   });

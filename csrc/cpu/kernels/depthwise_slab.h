@@ -2,7 +2,7 @@
 // many channels as there are lanes, whatever the image's layout and type; and results on the way back.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

@@ -12,6 +12,7 @@
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/pool_window.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

@@ -56,7 +56,7 @@ __attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch,
       Vec<float> xv[kTaps];
       unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
         xv[t.value] = load_vec(x + q + t.value);
-        if constexpr (!whole.value) xv[t.value] = first_lanes<float>(xv[t.value], columns - q);
+        if constexpr (!whole.value) xv[t.value] = first_lanes(xv[t.value], columns - q);
         pin(xv[t.value]);
       });
       const float* g = dy + q;
@@ -72,9 +72,8 @@ __attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch,
     if (q < columns) add(q, Constant<0>{});
   }
   unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
-    unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
-      sums[k.value * sum_stride + t.value] += lane_sum<float>(sum[k.value][t.value]);
-    });
+    unroll<kTaps>(
+        [&](auto t) CNNFAST_INLINE_LAMBDA { sums[k.value * sum_stride + t.value] += lane_sum(sum[k.value][t.value]); });
   });
 }
 
@@ -123,7 +122,7 @@ static void add_bias_grad(const Conv2dShape& conv, const PaddedPlanes& gradient,
       const float* g = dy + k * gradient.plane() + row * gradient.pitch;
       for (int64_t q = 0; q < conv.Q; q += kLanes<float>) sum[row & 1] += load_vec(g + q);
     }
-    sums[k] += lane_sum<float>(sum[0] + sum[1]);
+    sums[k] += lane_sum(sum[0] + sum[1]);
   }
 }
 

@@ -15,6 +15,8 @@
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/prefetch.h"
+#include "cpu/kernels/scratch.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -105,21 +107,14 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
     const float* w = weight + kWidth;
 #pragma GCC unroll 2
     for (int64_t t = 0; t < taps; ++t, w += kWidth) {
-      // Two pointers reach six pixels by the processor's scaled addresses.
+      // Two pointers reach six pixels by the processor's scaled addresses; one and three steps in a register reach
+      // four.
       const float* lower = x + offset[t];
       const float* upper = lower + 3 * x_step;
-      Vec<float> right[kVectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) {
-        right[v] = load_vec(w + v * kLanes<float>);
-        pin(right[v]);
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < kPixels; ++i) {
-        const Vec<float> left = broadcast(i < 3 ? lower[i * x_step] : upper[(i - 3) * x_step]);
-#pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) sum[i][v] = left * right[v] + sum[i][v];
-      }
+      multiply_step(
+          [&](int i)
+              CNNFAST_INLINE_LAMBDA { return i < 3 || kPixels <= 4 ? lower[i * x_step] : upper[(i - 3) * x_step]; },
+          w, sum);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < kPixels; ++i) {

@@ -28,6 +28,21 @@ struct KeepSums {
   }
 };
 
+// A step of a register tile: sum[r][v] += left(r) * right[v], of which left(r) is one number for all lanes.
+template <class A, int kRows, int kVectors, class Left>
+CNNFAST_INLINE void multiply_step(const Left& left, const A* right, Vec<A> (&sum)[kRows][kVectors]) {
+  Vec<A> loaded[kVectors];
+  unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+    loaded[v.value] = load_vec(right + v.value * kLanes<A>);
+    pin(loaded[v.value]);
+  });
+  unroll<kRows>([&](auto r) CNNFAST_INLINE_LAMBDA {
+    const Vec<A> x = broadcast(left(r.value));
+    unroll<kVectors>(
+        [&](auto v) CNNFAST_INLINE_LAMBDA { sum[r.value][v.value] = x * loaded[v.value] + sum[r.value][v.value]; });
+  });
+}
+
 // out[r * out_row + lane] (+)= sum over k of a[r * a_row + k * a_depth] * b[k * b_depth + lane], for kRows rows and
 // kVectors registers of lanes. Operands may be packed or lie as they are in a tensor; without `accumulate` the old
 // contents of `out` are not read. finish(sum, r) is what is stored.
@@ -39,18 +54,7 @@ static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_de
   const A* upper = kRows > 3 ? a + 3 * a_row : a;
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<A> right[kVectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = load_vec(b + v * kLanes<A>);
-      pin(right[v]);
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const Vec<A> left = broadcast(r < 3 ? a[r * a_row] : upper[(r - 3) * a_row]);
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
-    }
+    multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return r < 3 ? a[r * a_row] : upper[(r - 3) * a_row]; }, b, sum);
     a += a_depth;
     upper += a_depth;
     b += b_depth;
@@ -129,24 +133,5 @@ static void pack_panel(int64_t k_begin, int64_t depth, const LaneRun<A>* runs, i
     }
   }
 }
-
-// Hands out pieces of a task's scratch. With no memory it only adds up what would be needed, so that the size asked
-// for and the pieces taken come from the same code.
-class Scratch {
- public:
-  explicit Scratch(void* memory) : base_(static_cast<char*>(memory)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    const size_t at = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -11,6 +11,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/row_table.h"
+#include "cpu/kernels/scratch.h"
 #include "cpu/kernels/staging.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -135,18 +136,7 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
     for (int r = 0; r < kRows; ++r) row[r] = rows[r] + block.c;
 #pragma GCC unroll 2
     for (int64_t c = 0; c < block.channels; ++c, weight += kVectors * kLanes<A>) {
-      Vec<A> right[kVectors];
-      unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
-        Vec<A> loaded = load_vec(weight + v.value * kLanes<A>);
-        pin(loaded);
-        right[v.value] = loaded;
-      });
-      unroll<kRows>([&](auto r) CNNFAST_INLINE_LAMBDA {
-        const Vec<A> left = broadcast(row[r.value][c]);
-        unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
-          sum[r.value][v.value] = left * right[v.value] + sum[r.value][v.value];
-        });
-      });
+      multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return row[r][c]; }, weight, sum);
     }
   }
   const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {

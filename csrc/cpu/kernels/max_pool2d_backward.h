@@ -41,20 +41,13 @@ class PlacesOfCodes {
 };
 
 template <class Stored>
-struct PlacesOf {
-  using type = PlacesOfIndices;
-};
-template <>
-struct PlacesOf<uint8_t> {
-  using type = PlacesOfCodes;
-};
+using PlacesOf = std::conditional_t<std::is_same_v<Stored, uint8_t>, PlacesOfCodes, PlacesOfIndices>;
 
 // Adds the gradients of some channels of image n to their winners in `sum`, where they are adjacent and pixels
 // pixel_stride apart. False if a winner lay outside the plane.
 template <class T, class Stored>
-CNNFAST_INLINE bool add_to_winners(const MaxPool2dBackward<T, Stored>& a, const typename PlacesOf<Stored>::type& places,
-                                   int64_t n, int64_t first_channel, int64_t channels, Compute<T>* sum,
-                                   int64_t pixel_stride) {
+CNNFAST_INLINE bool add_to_winners(const MaxPool2dBackward<T, Stored>& a, const PlacesOf<Stored>& places, int64_t n,
+                                   int64_t first_channel, int64_t channels, Compute<T>* sum, int64_t pixel_stride) {
   const uint64_t pixels = static_cast<uint64_t>(a.shape.H * a.shape.W);
   const Strides winner_step = a.winner.stride, grad_step = a.grad_output.stride;
   bool inside = true;
@@ -77,8 +70,8 @@ CNNFAST_INLINE bool add_to_winners(const MaxPool2dBackward<T, Stored>& a, const 
 
 // Planes: one channel a task, pixels adjacent.
 template <class T, class Stored>
-CNNFAST_INLINE bool scatter_plane(const MaxPool2dBackward<T, Stored>& a, const typename PlacesOf<Stored>::type& places,
-                                  int64_t task, Compute<T>* scratch) {
+CNNFAST_INLINE bool scatter_plane(const MaxPool2dBackward<T, Stored>& a, const PlacesOf<Stored>& places, int64_t task,
+                                  Compute<T>* scratch) {
   const int64_t pixels = a.shape.H * a.shape.W;
   T* grad_input = a.grad_input.data + task * pixels;
   Compute<T>* sum = scratch;
@@ -92,8 +85,8 @@ CNNFAST_INLINE bool scatter_plane(const MaxPool2dBackward<T, Stored>& a, const t
 
 // channels_last: a strip of channels a task.
 template <class T, class Stored>
-CNNFAST_INLINE bool scatter_strip(const MaxPool2dBackward<T, Stored>& a, const typename PlacesOf<Stored>::type& places,
-                                  int64_t task, Compute<T>* scratch) {
+CNNFAST_INLINE bool scatter_strip(const MaxPool2dBackward<T, Stored>& a, const PlacesOf<Stored>& places, int64_t task,
+                                  Compute<T>* scratch) {
   const Pool2dShape& s = a.shape;
   const int64_t width = max_pool2d_scatter_strip(s), strips = ceil_div(s.C, width), pixels = s.H * s.W;
   const int64_t n = task / strips, first = task % strips * width, channels = min(width, s.C - first);
@@ -112,7 +105,7 @@ CNNFAST_INLINE bool scatter_strip(const MaxPool2dBackward<T, Stored>& a, const t
 
 template <class T, class Stored>
 bool max_pool2d_scatter(const MaxPool2dBackward<T, Stored>& a, int64_t begin, int64_t end, Compute<T>* scratch) {
-  const typename PlacesOf<Stored>::type places(a.shape);
+  const PlacesOf<Stored> places(a.shape);
   bool inside = true;
   for (int64_t task = begin; task < end; ++task) {
     inside &= a.channels_last ? scatter_strip<T, Stored>(a, places, task, scratch)

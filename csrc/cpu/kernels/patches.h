@@ -8,7 +8,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

@@ -11,6 +11,7 @@
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/patches.h"
 #include "cpu/kernels/prefetch.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

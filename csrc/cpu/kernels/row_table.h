@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/conv2d.h"
-#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/scratch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

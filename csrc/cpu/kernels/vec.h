@@ -126,29 +126,27 @@ CNNFAST_INLINE Vec<float> max_or_second(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-template <int kDistance, class T, int... kLane>
-CNNFAST_INLINE Vec<T> rotate(Vec<T> v, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<T>)...);
+template <int kDistance, int... kLane>
+CNNFAST_INLINE Vec<float> rotate(Vec<float> v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, ((kLane + kDistance) % kLanes<float>)...);
 }
 
 // Every lane in one number, in a fixed order.
-template <class T, int kDistance = kLanes<T> / 2>
-CNNFAST_INLINE T lane_sum(Vec<T> v) {
+template <int kDistance = kLanes<float> / 2>
+CNNFAST_INLINE float lane_sum(Vec<float> v) {
   if constexpr (kDistance == 0) {
     return v[0];
   } else {
-    return lane_sum<T, kDistance / 2>(v + rotate<kDistance, T>(v, std::make_integer_sequence<int, kLanes<T>>{}));
+    return lane_sum<kDistance / 2>(v + rotate<kDistance>(v, std::make_integer_sequence<int, kLanes<float>>{}));
   }
 }
 
 // Zeros for the lanes from `count` on.
-template <class T>
-CNNFAST_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
-  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  Vec<Index> lane;
+CNNFAST_INLINE Vec<float> first_lanes(Vec<float> v, int64_t count) {
+  Vec<int32_t> lane;
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
-  return lane < broadcast(static_cast<Index>(count)) ? v : Vec<T>{};
+  for (int i = 0; i < kLanes<float>; ++i) lane[i] = i;
+  return lane < broadcast(static_cast<int32_t>(count)) ? v : Vec<float>{};
 }
 
 // Whether any lane of a comparison's result is set.
@@ -295,156 +293,6 @@ CNNFAST_INLINE void copy_row(const T* from, T* to, int64_t count) {
   } else {
     for (int64_t i = 0; i < bytes; ++i) out[i] = in[i];
   }
-}
-
-// A block of kBlockSide x kBlockSide elements, transposed: rows of 16 bytes for 4-byte elements, of 8 for bytes.
-template <class T>
-constexpr int kBlockSide = sizeof(T) == 4 ? 4 : 8;
-
-template <class T>
-CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  typedef T Block __attribute__((vector_size(16)));
-  if constexpr (sizeof(T) == 4) {
-    Block row[4];
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) std::memcpy(&row[b], from + b * from_stride, sizeof(Block));
-    const Block ab_low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-    const Block ab_high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-    const Block cd_low = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-    const Block cd_high = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-    const Block column[4] = {
-        __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-        __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) std::memcpy(to + b * to_stride, &column[b], sizeof(Block));
-  } else {
-    static_assert(sizeof(T) == 1);
-    // Through 64-bit integers: a partial copy into a register goes through memory.
-    typedef uint16_t Pairs __attribute__((vector_size(16)));
-    typedef uint32_t Fours __attribute__((vector_size(16)));
-    typedef uint64_t Words __attribute__((vector_size(16)));
-    const auto row = [&](int64_t b) CNNFAST_INLINE_LAMBDA {
-      uint64_t word;
-      std::memcpy(&word, from + b * from_stride, sizeof word);
-      return reinterpret_cast<Block>(Words{word, 0});
-    };
-    Pairs pair[4];  // of rows 2b and 2b + 1, column by column
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      pair[b] = reinterpret_cast<Pairs>(
-          __builtin_shufflevector(row(2 * b), row(2 * b + 1), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    }
-    Fours low[2], high[2];  // of rows 4b to 4b + 3: columns 0 to 3, 4 to 7
-#pragma GCC unroll 2
-    for (int b = 0; b < 2; ++b) {
-      low[b] = reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 0, 8, 1, 9, 2, 10, 3, 11));
-      high[b] =
-          reinterpret_cast<Fours>(__builtin_shufflevector(pair[2 * b], pair[2 * b + 1], 4, 12, 5, 13, 6, 14, 7, 15));
-    }
-    const Fours column[4] = {
-        __builtin_shufflevector(low[0], low[1], 0, 4, 1, 5), __builtin_shufflevector(low[0], low[1], 2, 6, 3, 7),
-        __builtin_shufflevector(high[0], high[1], 0, 4, 1, 5), __builtin_shufflevector(high[0], high[1], 2, 6, 3, 7)};
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      const Words words = reinterpret_cast<Words>(column[b]);
-      const uint64_t first = words[0], second = words[1];
-      std::memcpy(to + 2 * b * to_stride, &first, sizeof first);
-      std::memcpy(to + (2 * b + 1) * to_stride, &second, sizeof second);
-    }
-  }
-}
-
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-// Of each half of the registers, four by four elements, transposed.
-CNNFAST_INLINE void transpose_halves(__m256 (&v)[4]) {
-  const __m256 ab_low = _mm256_unpacklo_ps(v[0], v[1]), ab_high = _mm256_unpackhi_ps(v[0], v[1]);
-  const __m256 cd_low = _mm256_unpacklo_ps(v[2], v[3]), cd_high = _mm256_unpackhi_ps(v[2], v[3]);
-  v[0] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
-  v[1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
-  v[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
-  v[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
-}
-#endif
-
-// to[i][lane] = from[lane * stride + i], i < kLanes
-CNNFAST_INLINE void load_transposed(const float* from, int64_t stride, Vec<float> (&to)[kLanes<float>]) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half, from += 4) {
-    __m256 v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + i * stride)),
-                                  _mm_loadu_ps(from + (i + 4) * stride), 1);
-    transpose_halves(v);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) to[4 * half + i] = v[i];
-  }
-#else
-  for (int i = 0; i < kLanes<float>; ++i) to[i] = load_strided(from + i, stride);
-#endif
-}
-
-// to[lane * stride + i] = from[i][lane]
-CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int64_t stride) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-  __m256 lane[4] = {from[0], from[1], from[2], from[3]};
-  transpose_halves(lane);  // lanes 0 and 4, 1 and 5, ...
-  for (int i = 0; i < 4; ++i) {
-    _mm_storeu_ps(to + i * stride, _mm256_castps256_ps128(lane[i]));
-    _mm_storeu_ps(to + (i + 4) * stride, _mm256_extractf128_ps(lane[i], 1));
-  }
-#else
-  for (int lane = 0; lane < kLanes<float>; ++lane)
-    for (int i = 0; i < 4; ++i) to[lane * stride + i] = from[i][lane];
-#endif
-}
-
-// to[column][row] = from[row][column] for 8 rows of 4 columns: two blocks side by side in registers of 32 bytes, half
-// the shuffles and stores of one after the other.
-CNNFAST_INLINE void transpose_8x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-  typedef float Half __attribute__((vector_size(16)));
-  typedef float Whole __attribute__((vector_size(32)));
-  Whole row[4];  // rows b and b + 4
-#pragma GCC unroll 4
-  for (int b = 0; b < 4; ++b) {
-    Half low, high;
-    std::memcpy(&low, from + b * from_stride, sizeof low);
-    std::memcpy(&high, from + (b + 4) * from_stride, sizeof high);
-    row[b] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
-  }
-  const Whole ab_low = __builtin_shufflevector(row[0], row[1], 0, 8, 1, 9, 4, 12, 5, 13);
-  const Whole ab_high = __builtin_shufflevector(row[0], row[1], 2, 10, 3, 11, 6, 14, 7, 15);
-  const Whole cd_low = __builtin_shufflevector(row[2], row[3], 0, 8, 1, 9, 4, 12, 5, 13);
-  const Whole cd_high = __builtin_shufflevector(row[2], row[3], 2, 10, 3, 11, 6, 14, 7, 15);
-  const Whole column[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13),
-                           __builtin_shufflevector(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15),
-                           __builtin_shufflevector(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13),
-                           __builtin_shufflevector(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15)};
-#pragma GCC unroll 4
-  for (int b = 0; b < 4; ++b) std::memcpy(to + b * to_stride, &column[b], sizeof(Whole));
-}
-
-// to[column][row] = from[row][column], both dense in their last dimension. In blocks, the last row and column of which
-// overlap their neighbours.
-template <class T>
-CNNFAST_INLINE void transpose(const T* __restrict from, int64_t from_stride, int64_t rows, int64_t columns,
-                              T* __restrict to, int64_t to_stride) {
-  if (rows == 1 && to_stride == 1) return copy_row(from, to, columns);
-  if (columns == 1 && from_stride == 1) return copy_row(from, to, rows);
-  constexpr int64_t kSide = kBlockSide<T>;
-  if (rows >= kSide && columns >= kSide) {
-    for (int64_t i = 0; i < rows; i += kSide) {
-      if (i + kSide > rows) i = rows - kSide;
-      for (int64_t j = 0; j < columns; j += kSide) {
-        if (j + kSide > columns) j = columns - kSide;
-        transpose_block(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
-      }
-    }
-    return;
-  }
-  for (int64_t j = 0; j < columns; ++j)
-    for (int64_t i = 0; i < rows; ++i) to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 }  // namespace cnnfast::CNNFAST_ISA

@@ -76,8 +76,7 @@ static bool winograd_backward_weight(const WinogradWeightJob& job, int64_t task,
   const PlanPart part(conv, plan, task % plan.parts);
   const int64_t slice = task / plan.parts;
   const int64_t begin = slice * plan.strips / plan.slices, end = (slice + 1) * plan.strips / plan.slices;
-  WinogradMemory memory;
-  memory.assign(conv, plan, 0, base);
+  const WinogradMemory memory(conv, plan, 0, base);
   float* sums = memory.shared;
   if (plan.shared_floats > 0) sums = shared + sums_panel(conv, slice * plan.panels + part.panel_begin);
   for (int64_t strip = begin; strip < end; strip += plan.chunk) {
@@ -117,7 +116,7 @@ static bool winograd_weight_plan(const WinogradConv& conv, int64_t threads, Wino
   cut_parts(max(ceil_div(threads, plan->slices), plan->slices > 1 ? int64_t{1} : plan->panels / kPartPanels), plan);
   plan->shared_floats = plan->slices > 1 ? plan->slices * all_sums : 0;
   const int64_t own = plan->slices > 1 ? 0 : sums_panel(conv, plan->part_panels);
-  plan->task_floats = WinogradMemory().assign(conv, *plan, own, nullptr);
+  plan->task_floats = WinogradMemory(conv, *plan, own, nullptr).floats;
   return true;
 }
 

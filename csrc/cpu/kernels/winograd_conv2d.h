@@ -191,8 +191,7 @@ static bool winograd_forward(const WinogradJob& job, int64_t task, float* base) 
   const int64_t begin = task / plan.parts * plan.chunk;
   const Chunk chunk(plan, begin, min(begin + plan.chunk, plan.strips));
   const PlanPart part(job.conv, plan, task % plan.parts);
-  WinogradMemory memory;
-  memory.assign(job.conv, plan, 0, base);
+  const WinogradMemory memory(job.conv, plan, 0, base);
   transform_source(job.conv, plan, job.source, chunk, memory.source, memory.staged);
   multiply_chunk(job, chunk, part, memory);
   return write_chunk(job, chunk, part, memory.product);
@@ -215,7 +214,7 @@ static bool winograd_plan(const WinogradConv& conv, int64_t threads, WinogradPla
   // Weights that only one chunk uses are transformed by the task that uses them, and stay in its cache.
   const int64_t own = plan->slices > 1 ? 0 : kWinogradElements * element_pitch(DepthBlocks(conv.C).depth);
   plan->shared_floats = plan->slices > 1 ? packed_block(conv, plan->panels, 0) : 0;
-  plan->task_floats = WinogradMemory().assign(conv, *plan, own, nullptr);
+  plan->task_floats = WinogradMemory(conv, *plan, own, nullptr).floats;
   return true;
 }
 

@@ -15,41 +15,25 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/direct_channels.h"
 #include "cpu/kernels/direct_width.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/scratch.h"
+#include "cpu/kernels/winograd_transforms.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-constexpr int kTransformed = 16;  // elements of a transformed tile
+using PoolTile = Winograd<2, 3>;
 
-// Columns of B^T d B from rows of d: applied to rows first, then to columns.
-CNNFAST_INLINE void input_transform(const Vec<float> (&d)[4], Vec<float> (&v)[4]) {
-  v[0] = d[0] - d[2];
-  v[1] = d[1] + d[2];
-  v[2] = d[2] - d[1];
-  v[3] = d[1] - d[3];
-}
+constexpr int kTransformed = PoolTile::kSize * PoolTile::kSize;  // elements of a transformed tile
 
 // V[16][C][lanes] of one register of windows whose first input column is 2 * j.
 static void transform_input(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane, float* transformed) {
   constexpr int64_t kLane = kLanes<float>;
   const int64_t C = conv.C, element = C * kLane;
   for (int64_t c = 0; c < C; ++c, x += plane, transformed += kLane) {
-    Vec<float> rows[4][4];  // [transformed row][column]
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      Vec<float> column[4], out[4];
-#pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) column[a] = load_vec(x + (2 * a + b % 2) * half + b / 2);
-      input_transform(column, out);
-#pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) rows[a][b] = out[a];
-    }
-#pragma GCC unroll 4
-    for (int a = 0; a < 4; ++a) {
-      Vec<float> out[4];
-      input_transform(rows[a], out);
-#pragma GCC unroll 4
-      for (int b = 0; b < 4; ++b) store_vec(transformed + (a * 4 + b) * element, out[b]);
-    }
+    transform_both_ways<PoolTile::input(), true, Vec<float>>(
+        [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(x + (2 * i + j % 2) * half + j / 2); },
+        [&](int i, int j, Vec<float> value)
+            CNNFAST_INLINE_LAMBDA { store_vec(transformed + (i * PoolTile::kSize + j) * element, value); });
   }
 }
 
@@ -57,25 +41,9 @@ static void transform_input(const Conv2dShape& conv, const float* x, int64_t hal
 template <int kVectors, int kWindows>
 CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, float* m) {
   constexpr int64_t kLane = kLanes<float>;
-  Vec<float> sum[kWindows][kVectors];
-#pragma GCC unroll 4
-  for (int p = 0; p < kWindows; ++p)
-#pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) sum[p][n] = Vec<float>{};
-  for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane) {
-    Vec<float> w[kVectors];
-#pragma GCC unroll 3
-    for (int n = 0; n < kVectors; ++n) {
-      w[n] = load_vec(u + n * kLane);
-      pin(w[n]);
-    }
-#pragma GCC unroll 4
-    for (int p = 0; p < kWindows; ++p) {
-      const Vec<float> vp = broadcast(v[p]);
-#pragma GCC unroll 3
-      for (int n = 0; n < kVectors; ++n) sum[p][n] += w[n] * vp;
-    }
-  }
+  Vec<float> sum[kWindows][kVectors] = {};
+  for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane)
+    multiply_step([&](int p) CNNFAST_INLINE_LAMBDA { return v[p]; }, u, sum);
 #pragma GCC unroll 4
   for (int p = 0; p < kWindows; ++p)
 #pragma GCC unroll 3
@@ -131,17 +99,17 @@ CNNFAST_INLINE bool inverse_and_pool(const float* m, const float* bias, float* v
   Vec<float> probe{};
 #pragma GCC unroll 3
   for (int n = 0; n < kVectors; ++n) {
-    Vec<float> upper[4], lower[4];
+    Vec<float> upper[4], lower[4];  // summed from left to right: interpolate's pairs would round differently
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) {
       const Vec<float> m0 = load_vec(m + b * kElement + n * kLane), m1 = load_vec(m + (4 + b) * kElement + n * kLane),
                        m2 = load_vec(m + (8 + b) * kElement + n * kLane),
                        m3 = load_vec(m + (12 + b) * kElement + n * kLane);
       upper[b] = m0 + m1 + m2;
-      lower[b] = m1 - m2 - m3;
+      lower[b] = m1 - m2 + m3;
     }
-    const Vec<float> y00 = upper[0] + upper[1] + upper[2], y01 = upper[1] - upper[2] - upper[3];
-    const Vec<float> y10 = lower[0] + lower[1] + lower[2], y11 = lower[1] - lower[2] - lower[3];
+    const Vec<float> y00 = upper[0] + upper[1] + upper[2], y01 = upper[1] - upper[2] + upper[3];
+    const Vec<float> y10 = lower[0] + lower[1] + lower[2], y11 = lower[1] - lower[2] + lower[3];
     probe += (y00 + y01) + (y10 + y11);
     const Vec<float> best = max_or_second(max_or_second(y11, y10), max_or_second(y01, y00));
     store_vec(value + n * kLane, max_or_second(best + load_vec(bias + n * kLane), Vec<float>{}));
@@ -151,24 +119,16 @@ CNNFAST_INLINE bool inverse_and_pool(const float* m, const float* bias, float* v
 
 struct WinogradScratch {
   float *x, *transformed, *product, *value;
+  int64_t bytes;
 
-  static int64_t floats(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
-    WinogradScratch unused;
-    return unused.assign(conv, pool, band, nullptr);
-  }
-  int64_t assign(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band, float* base) {
+  WinogradScratch(void* memory, const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
     constexpr int64_t kLane = kLanes<float>;
-    const WidthInput padded(conv, pool, band);
-    int64_t used = 0;
-    const auto take = [&](float*& pointer, int64_t count) {
-      pointer = base == nullptr ? nullptr : base + used;
-      used += round_up(count, 16);
-    };
-    take(x, padded.size(conv));
-    take(transformed, kTransformed * conv.C * kLane);
-    take(product, kTransformed * kLane * kMaxChannelVectors * kLane);
-    take(value, band * pool.Q * round_up(conv.K, kLane));
-    return used;
+    Scratch scratch(memory);
+    x = scratch.take<float>(WidthInput(conv, pool, band).size(conv));
+    transformed = scratch.take<float>(kTransformed * conv.C * kLane);
+    product = scratch.take<float>(kTransformed * kLane * kMaxChannelVectors * kLane);
+    value = scratch.take<float>(band * pool.Q * round_up(conv.K, kLane));
+    bytes = static_cast<int64_t>(scratch.used());
   }
 };
 
@@ -193,8 +153,7 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const int64_t channels = round_up(conv.K, kLane), Q = job.pool.Q;
   const WidthInput padded(conv, job.pool, job.plan.band);
-  WinogradScratch scratch;
-  scratch.assign(conv, job.pool, job.plan.band, reinterpret_cast<float*>(workspace));
+  const WinogradScratch scratch(workspace, conv, job.pool, job.plan.band);
   copy_halves(conv, job.input, n, 2 * top, padded, scratch.x);
 
   for (int64_t i = 0; i < rows; ++i) {
@@ -217,15 +176,6 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
   scatter_channels(scratch.value, channels, job.output, n, top, rows, job.pool);
 }
 
-// G g, one column of g: (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2).
-CNNFAST_INLINE void filter_transform(const Vec<float> (&g)[3], Vec<float> (&u)[4]) {
-  const Vec<float> half = broadcast(0.5f), even = (g[0] + g[2]) * half, odd = g[1] * half;
-  u[0] = g[0];
-  u[1] = even + odd;
-  u[2] = even - odd;
-  u[3] = g[2];
-}
-
 // Bias, then U[16][C] = G g G^T, of each block of channels in turn; channels past K are zero.
 static void pack_winograd(const Conv2dShape& conv, View<const float> weight, const float* bias, float* packed) {
   constexpr int64_t kLane = kLanes<float>;
@@ -236,16 +186,15 @@ static void pack_winograd(const Conv2dShape& conv, View<const float> weight, con
     for (int64_t b = 0; b < width; ++b) *packed++ = begin + b < conv.K && bias != nullptr ? bias[begin + b] : 0.0f;
     for (int64_t c = 0; c < conv.C; ++c) {
       for (int64_t v = 0; v < width; v += kLane) {
-        Vec<float> g[3][3]{}, rows[3][4], u[4];  // g[s][r]; rows[s] = G g[s]
+        Vec<float> g[3][3]{};
         for (int64_t lane = 0; lane < min(kLane, conv.K - begin - v); ++lane)
-          for (int s = 0; s < 3; ++s)
-            for (int r = 0; r < 3; ++r) g[s][r][lane] = *weight.at(begin + v + lane, c, r, s);
-        for (int s = 0; s < 3; ++s) filter_transform(g[s], rows[s]);
-        for (int i = 0; i < 4; ++i) {
-          const Vec<float> row[3] = {rows[0][i], rows[1][i], rows[2][i]};
-          filter_transform(row, u);
-          for (int j = 0; j < 4; ++j) store_vec(packed + ((i * 4 + j) * conv.C + c) * width + v, u[j]);
-        }
+          for (int r = 0; r < 3; ++r)
+            for (int s = 0; s < 3; ++s) g[r][s][lane] = *weight.at(begin + v + lane, c, r, s);
+        transform_both_ways<PoolTile::filter(), true, Vec<float>>(
+            [&](int i, int j) CNNFAST_INLINE_LAMBDA { return g[i][j]; },
+            [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
+              store_vec(packed + ((i * PoolTile::kSize + j) * conv.C + c) * width + v, value);
+            });
       }
     }
     packed += kTransformed * conv.C * width;

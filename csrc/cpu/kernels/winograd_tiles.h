@@ -5,6 +5,8 @@
 #pragma once
 
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/scratch.h"
+#include "cpu/kernels/transpose.h"
 #include "cpu/kernels/winograd_transforms.h"
 #include "cpu/winograd_conv2d.h"
 
@@ -167,19 +169,15 @@ struct PlanPart {
 // A task's memory.
 struct WinogradMemory {
   float *source, *product, *staged, *shared;
+  int64_t floats;
 
-  // Returns the floats it takes.
-  int64_t assign(const WinogradConv& conv, const WinogradPlan& plan, int64_t own_shared, float* base) {
-    int64_t used = 0;
-    const auto take = [&](float*& pointer, int64_t count) {
-      pointer = base == nullptr ? nullptr : base + used;
-      used += round_up(count, 16);
-    };
-    take(source, TilePlanes(conv.C, plan.chunk_tiles).floats());
-    take(product, TilePlanes(plan.part_panels * kPanelWidth<float>, plan.chunk_tiles).floats());
-    take(staged, kWinogradSize * (plan.strip * kWinogradOutputs + kWinogradTaps - 1) * kChannelBlock);
-    take(shared, own_shared);
-    return used;
+  WinogradMemory(const WinogradConv& conv, const WinogradPlan& plan, int64_t own_shared, float* memory) {
+    Scratch scratch(memory);
+    source = scratch.take<float>(TilePlanes(conv.C, plan.chunk_tiles).floats());
+    product = scratch.take<float>(TilePlanes(plan.part_panels * kPanelWidth<float>, plan.chunk_tiles).floats());
+    staged = scratch.take<float>(kWinogradSize * (plan.strip * kWinogradOutputs + kWinogradTaps - 1) * kChannelBlock);
+    shared = scratch.take<float>(own_shared);
+    floats = static_cast<int64_t>(scratch.used() / sizeof(float));
   }
 };
 
