@@ -85,10 +85,11 @@ static GatherPlan gather_plan(const GatherConv& conv, const Strides& source, con
   fit(size);
   while (plan.scratch_bytes > kTaskBytes && size > kPanelWidth<A>) fit(size -= kPanelWidth<A>);
 
-  // Few pixels: heavy weights are divided, each task streaming its own; else the pixels.
+  // Few pixels: heavy weights are divided, each task streaming its own and packing the pixels again; else the pixels.
   const int64_t products = conv.M * conv.C * taps * pixels;
   const int64_t wanted = ceil_div(max(min(kTasks, conv.G * products / kTaskProducts), int64_t{1}), conv.G);
-  if (plan.pixels.count < wanted && conv.M * conv.C * taps * static_cast<int64_t>(sizeof(A)) > int64_t{1} << 18) {
+  if (pixels < 2 * wanted * kPanelWidth<A> && plan.pixels.count < wanted &&
+      conv.M * conv.C * taps * static_cast<int64_t>(sizeof(A)) > int64_t{1} << 18) {
     plan.panel_blocks = max(min(plan.panels / 8, ceil_div(wanted, max(plan.pixels.count, int64_t{1}))), int64_t{1});
   }
   if (pixels > 0 && plan.pixels.count * plan.panel_blocks < wanted) {
@@ -106,6 +107,16 @@ static inline int64_t packed_offset(const GatherConv& conv, const GatherPlan& pl
   return (g * conv.M * conv.C + conv.M * channel + RowPanels(conv.M).begin(panel) * channels) * conv.taps();
 }
 
+// Whether the (c, tap) of an output channel lie one after another.
+template <class T>
+static bool lies_in_order(const GatherConv& conv, const GatherWeight<const T>& weight) {
+  const auto in_order = [](const GatherAxis& axis) {
+    return axis.taps == 1 || (axis.first_tap == 0 && axis.tap_stride == 1);
+  };
+  return in_order(conv.h) && in_order(conv.w) && (conv.w.taps == 1 || weight.s == 1) &&
+         (conv.h.taps == 1 || weight.r == conv.w.taps) && (conv.C == 1 || weight.c == conv.taps());
+}
+
 template <class T>
 static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWeight<const T> weight,
                         Compute<T>* packed, int64_t index) {
@@ -114,8 +125,17 @@ static void pack_weight(const GatherConv& conv, const GatherPlan& plan, GatherWe
   const RowPanels panels(conv.M);
   const int64_t m = panels.begin(panel), rows = panels.begin(panel + 1) - m;
   for (int64_t channel = 0; channel < conv.C; channel += plan.channels) {
+    const int64_t end = min(channel + plan.channels, conv.C);
     Compute<T>* to = packed + packed_offset(conv, plan, g, channel, panel);
-    for (int64_t c = channel; c < min(channel + plan.channels, conv.C); ++c) {
+    if constexpr (std::is_same_v<T, Compute<T>> && sizeof(T) == 4) {
+      if (lies_in_order(conv, weight)) {
+        const T* from = weight.data + g * weight.group + m * weight.m + channel * weight.c +
+                        conv.h.first_tap * weight.r + conv.w.first_tap * weight.s;
+        transpose(from, weight.m, rows, (end - channel) * conv.taps(), to, rows);
+        continue;
+      }
+    }
+    for (int64_t c = channel; c < end; ++c) {
       for (int64_t i = 0; i < conv.h.taps; ++i) {
         for (int64_t j = 0; j < conv.w.taps; ++j, to += rows) {
           const int64_t r = conv.h.first_tap + i * conv.h.tap_stride, s = conv.w.first_tap + j * conv.w.tap_stride;
@@ -161,6 +181,16 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compu
     for (int64_t i = 0; i < count; ++i) {
       const A* from = tile + r * kPanelWidth<A> + lanes[i].lane;
       T* to = output + r * stride.c + outputs[i];
+      if constexpr (std::is_same_v<T, A>) {
+        if (stride.w == 1 && lanes[i].count >= kLanes<A>) {  // the last register overlaps its neighbour
+          for (int64_t l = 0; l < lanes[i].count; l += kLanes<A>) {
+            l = min(l, lanes[i].count - kLanes<A>);
+            const Vec<A> x = load_vec(from + l) + broadcast(shift);
+            store_vec(to + l, x <= broadcast(floor) ? broadcast(floor) : x);
+          }
+          continue;
+        }
+      }
       if (stride.w == 1 && lanes[i].count == kPanelWidth<A>) {  // a trip count known to the compiler
         for (int l = 0; l < kPanelWidth<A>; ++l) store(to + l, finish(from[l] + shift));
       } else if (stride.w == 1) {
@@ -229,14 +259,25 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
     for (int64_t panel = 0; panel < pixel_panels; ++panel) {
       const int64_t first = s.panel_runs[panel], count = s.panel_runs[panel + 1] - first;
       const bool whole = output.stride.w == 1 && count == 1 && s.lanes[first].count == kPanelWidth<A>;
+      const int64_t parts = panel_end - panel_begin;
       pack_panel<A, kTileVectors>(0, depth, s.lanes + first, count, plan.in_place, s.panel);
       for (int64_t p = panel_begin; p < panel_end; ++p) {
         const int64_t m = panels.begin(p), rows = panels.begin(p + 1) - m;
+        if (plan.in_place && panel + 1 < pixel_panels) {
+          const int64_t offset = s.lanes[first + count].offset;
+          for (int64_t k = (p - panel_begin) * depth / parts; k < (p - panel_begin + 1) * depth / parts; ++k)
+            __builtin_prefetch(s.rows[k] + offset + kPanelWidth<A> - 1, 0, 2);
+        }
         const A* weight = packed + packed_offset(conv, plan, g, c, p);
         const T* shift = last && bias != nullptr ? bias + m : nullptr;
         T* to = output.data + m * output.stride.c;
         if constexpr (std::is_same_v<T, A>) {
           if (whole) {
+            for (int64_t r = 0; r < rows; ++r) {
+              const A* line = to + s.outputs[first] + r * output.stride.c;
+              __builtin_prefetch(line, 1, 3);
+              __builtin_prefetch(line + kPanelWidth<A> - 1, 1, 3);
+            }
             multiply_to_output(rows, depth, weight, s.panel, to + s.outputs[first], output.stride.c, kb > 0, shift,
                                last && relu);
             continue;
