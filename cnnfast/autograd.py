@@ -37,6 +37,7 @@ _avg_pool2d_forward = op("avg_pool2d_forward")
 _avg_pool2d_backward = op("avg_pool2d_backward")
 
 CLIPPED = 255  # csrc/common/shape.h, kClipped
+_NO_ACTIVATION, _RELU, _RELU6 = range(3)  # csrc/common/activation.h
 
 Ints = Sequence[int]
 Options = tuple[Any, ...]
@@ -126,7 +127,7 @@ class Conv2d(Op):
 
     @staticmethod
     def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-        return _conv2d_forward(input, weight, bias, options, False)
+        return _conv2d_forward(input, weight, bias, options, _NO_ACTIVATION)
 
     @staticmethod
     def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
@@ -148,7 +149,7 @@ class Conv2dReLU(Op):
 
     @staticmethod
     def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-        return _conv2d_forward(input, weight, bias, options, True)
+        return _conv2d_forward(input, weight, bias, options, _RELU)
 
     @staticmethod
     def save(ctx: Any, tensors: Any, options: Options, output: Tensor) -> None:
@@ -162,6 +163,11 @@ class Conv2dReLU(Op):
             return _conv2d_grads(ctx, _relu_grad(grad_output, output), input, weight)
         mask = ctx.needs_input_grad[:3]
         return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
+
+
+def conv2d_relu6(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+    """Without a gradient, on the CPU."""
+    return _conv2d_forward(input, weight, bias, options, _RELU6)
 
 
 class Conv2dReLUMaxPool2d(Op):

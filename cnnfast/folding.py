@@ -60,7 +60,7 @@ def repack(module: nn.Module) -> None:
 def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
     """Weight and bias of the one convolution that does both; None where the two must run, or are the faster so."""
     mean, var = bn.running_mean, bn.running_var
-    if bn.training:
+    if bn.training and not torch.compiler.is_compiling():
         _kept.pop(conv, None)  # of no use any more, and as large as the weight
     if bn.training or mean is None or var is None or bn.num_features != conv.out_channels:
         return None

@@ -322,10 +322,9 @@ def run_block(
     input, padding = _padded(conv, input)
     arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
     if type(activation) not in _RELUS:
-        output = functional.conv2d(*arguments)
-        for module in (activation, pool):
-            output = output if module is None else module(output)
-        return output
+        run = functional.conv2d if activation is None else functional.conv2d_relu6
+        output = run(*arguments)
+        return output if pool is None else pool(output)
     if pool is None:
         return functional.conv2d_relu(*arguments)
     assert isinstance(pool, nn.MaxPool2d)

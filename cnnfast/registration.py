@@ -149,7 +149,7 @@ def _avg_pool2d(
 
 _FAKE: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
-    "conv2d_forward": lambda input, weight, bias, options, relu: _conv2d(
+    "conv2d_forward": lambda input, weight, bias, options, activation: _conv2d(
         input, weight, bias, *public_options("conv2d", options)
     ),
     "conv2d_relu": _conv2d,

@@ -13,7 +13,8 @@
 #include "namespace.h"
 
 CNNFAST_LIBRARY(m) {
-  m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, bool relu) -> Tensor");
+  // activation: csrc/common/activation.h
+  m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation) -> Tensor");
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "
       "-> (Tensor, Tensor, Tensor)");

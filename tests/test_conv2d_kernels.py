@@ -140,8 +140,8 @@ def test_pointwise_integers(channels: tuple[int, int], layout: str, isa: str) ->
     bias = torch.arange(k) - 4.0
     options = [1, 1, 0, 0, 0, 0, 1, 1, 1, False]
     expected = torch.einsum("nchw,kc->nkhw", input, weight[:, :, 0, 0]) + bias[:, None, None]
-    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, False), expected)
-    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, True), expected.relu())
+    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, 0), expected)
+    assert torch.equal(ops.conv2d_forward(input, weight, bias, options, 1), expected.relu())
     grad_input, grad_weight, _ = ops.conv2d_backward(grad_output, input, weight, options, [True, True, False])
     assert torch.equal(grad_input, torch.einsum("nkhw,kc->nchw", grad_output, weight[:, :, 0, 0]))
     assert torch.equal(grad_weight[:, :, 0, 0], torch.einsum("nkhw,nchw->kc", grad_output, input))
@@ -171,6 +171,29 @@ def test_relu_keeps_nan(isa: str) -> None:
     torch.testing.assert_close(clipped, plain.relu(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_relu6(isa: str, layout: str, dtype: torch.dtype) -> None:
+    """The convolution's own sums, clipped to [0, 6]; NaN stays."""
+    ops.set_cpu_isa(isa)
+    for case in [case for case in CASES if case.op == "conv2d"]:
+        input, weight, bias = [*make_tensors(case, dtype, seed=5), None][:3]
+        if input.numel():
+            input.view(-1)[0] = torch.nan
+        input = LAYOUTS[layout](input)
+        plain, clipped = (
+            ops.conv2d_forward(input, weight, bias, options_of(case), activation) for activation in (0, 2)
+        )
+        torch.testing.assert_close(clipped, F.relu6(plain), rtol=0, atol=0, equal_nan=True)
+
+
+def test_activation_is_checked() -> None:
+    input, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1)
+    with pytest.raises(RuntimeError, match="conv2d_forward: activation must be 0 .* but got activation=3"):
+        ops.conv2d_forward(input, weight, None, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], 3)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_depthwise_keeps_to_its_channel(isa: str, layout: str) -> None:
@@ -180,7 +203,7 @@ def test_depthwise_keeps_to_its_channel(isa: str, layout: str) -> None:
     input, weight, bias = make_tensors(case, torch.float32, seed=5, layout=layout)
     input[1, 3, 4, 10], input[0, 19, 8, 0] = float("nan"), float("inf")
     expected = F.conv2d(input, weight, bias, stride=2, padding=1, groups=20).relu()
-    output = ops.conv2d_forward(input, weight, bias, options_of(case), True)
+    output = ops.conv2d_forward(input, weight, bias, options_of(case), 1)
     torch.testing.assert_close(output, expected, equal_nan=True)
     grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(6))
     clipped = torch.where(expected <= 0, 0, grad_output)

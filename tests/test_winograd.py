@@ -76,7 +76,7 @@ def _run(conv: Conv, input: Tensor, weight: Tensor, bias: Tensor | None, grad_ou
     """Output, with ReLU as well, and the gradients of input and weight."""
     h, w = conv.padding
     options = [1, 1, h, h, w, w, 1, 1, conv.groups, False]
-    outputs = [ops.conv2d_forward(input, weight, bias, options, relu) for relu in (False, True)]
+    outputs = [ops.conv2d_forward(input, weight, bias, options, activation) for activation in (0, 1)]
     return outputs + list(ops.conv2d_backward(grad_output, input, weight, options, [True, True, False])[:2])
 
 

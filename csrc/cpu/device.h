@@ -1,8 +1,12 @@
 // Selects the CPU's overloads: see ops/device.h.
 #pragma once
 
+#include "common/activation.h"
+
 namespace cnnfast {
 
-struct Cpu {};
+struct Cpu {
+  static constexpr Activation kLastActivation = Activation::relu6;  // that convolution fuses
+};
 
 }  // namespace cnnfast

@@ -55,14 +55,14 @@ void run_backward(const DirectConv2dKernels& kernels, const DirectConv2dBackward
 }  // namespace
 
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                           const float* bias, bool relu, View<float> output) {
+                           const float* bias, Activation activation, View<float> output) {
   DirectConv2dPlan plan;
   const DirectConv2dKernels* kernels = plan_forward(shape, output.stride, &plan);
   if (kernels == nullptr) return false;
   Workspace workspace(Workspace::needed<float>(plan.packed_weight));
   float* packed = workspace.take<float>(plan.packed_weight);
   kernels->pack_weight(shape, weight, bias, packed);
-  const DirectConv2d job{shape, plan, input, output, packed, relu};
+  const DirectConv2d job{shape, plan, input, output, packed, activation};
   parallel_tasks(shape.N * plan.bands, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels->forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));

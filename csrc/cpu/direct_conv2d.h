@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/shape.h"
 
 namespace cnnfast {
@@ -24,7 +25,7 @@ struct DirectConv2d {
   View<const float> input;
   View<float> output;  // stride.w must be 1, unless vectorised over channels
   const float* packed_weight;
-  bool relu;
+  Activation activation;
 };
 
 // A task is a slice of the (image, band of rows) pairs, in order.
@@ -65,7 +66,7 @@ struct DirectConv2dKernels {
 
 // The launcher. False, with nothing done, if the algorithm does not take this shape or layout.
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                           const float* bias, bool relu, View<float> output);
+                           const float* bias, Activation activation, View<float> output);
 
 // grad_input, grad_weight and grad_bias are null where not wanted; `output` is null without ReLU.
 bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,

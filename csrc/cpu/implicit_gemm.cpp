@@ -37,7 +37,7 @@ class GatherCall {
     scratch_ = max(scratch_, plan.scratch_bytes);
   }
 
-  void run(GatherWeight<const T> weight, const T* bias, bool relu) const {
+  void run(GatherWeight<const T> weight, const T* bias, Activation activation) const {
     if (tasks_ == 0) return;
     const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
     Workspace workspace(Workspace::needed<Compute<T>>(packed_));
@@ -52,7 +52,7 @@ class GatherCall {
     parallel_tasks(tasks_, [&](int64_t i) {
       const Gather<T>& g = at(i, &Gather<T>::first_task);
       Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(scratch_)));
-      kernels.gather(g.conv, g.plan, source_, packed + g.packed, bias, relu, g.output,
+      kernels.gather(g.conv, g.plan, source_, packed + g.packed, bias, activation, g.output,
                      scratch.take<char>(static_cast<int64_t>(scratch_)), i - g.first_task);
     });
   }
@@ -78,11 +78,11 @@ class GatherCall {
 
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           bool relu, View<T> output) {
+                           Activation activation, View<T> output) {
   const Strides& w = weight.stride;
   GatherCall<T> call(input);
   call.add(forward_gather(shape), output);
-  call.run({weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, relu);
+  call.run({weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, activation);
 }
 
 template <class T>
@@ -96,7 +96,7 @@ void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_o
                {grad_input.at(0, 0, h, v), {x.n, x.c, x.h * shape.stride_h, x.w * shape.stride_w}});
     }
   }
-  call.run({weight.data, shape.K / shape.G * w.n, w.c, w.n, w.h, w.w}, bias, false);
+  call.run({weight.data, shape.K / shape.G * w.n, w.c, w.n, w.h, w.w}, bias, Activation::none);
 }
 
 template <class T>
@@ -143,7 +143,8 @@ void sum_over_pixels(int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> g
 }
 
 #define CNNFAST_INSTANTIATE(T)                                                                                     \
-  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, bool, View<T>);  \
+  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, Activation,      \
+                                      View<T>);                                                                    \
   template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>); \
   template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);          \
   template void sum_over_pixels(int64_t, int64_t, int64_t, int64_t, View<const T>, T*);

@@ -2,6 +2,7 @@
 // in any layout; weight is viewed as (n, c, h, w) = (K, C/G, R, S).
 #pragma once
 
+#include "common/activation.h"
 #include "common/number.h"
 #include "common/shape.h"
 
@@ -10,7 +11,7 @@ namespace cnnfast {
 // bias [K] may be null.
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           bool relu, View<T> output);
+                           Activation activation, View<T> output);
 
 // Also the forward pass of the transposed convolution, whose bias [C] may be null.
 template <class T>

@@ -36,7 +36,8 @@ bool run_tasks(const WinogradPlan& plan, const auto& task) {
 
 // One convolution per group.
 bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float> source,
-                     const GatherWeight<const float>& weight, const float* bias, bool relu, View<float> output) {
+                     const GatherWeight<const float>& weight, const float* bias, Activation activation,
+                     View<float> output) {
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
   if (!kernels.plan(conv, thread_count(), &plan)) return false;
@@ -44,7 +45,7 @@ bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float>
   float* packed = workspace.take<float>(plan.shared_floats);
   bool finite = true;
   for (int64_t g = 0; g < groups && finite; ++g) {
-    WinogradJob job{conv, plan, source, weight, packed, bias, relu, output};
+    WinogradJob job{conv, plan, source, weight, packed, bias, activation, output};
     job.source.data += g * conv.C * source.stride.c;
     job.output.data += g * conv.K * output.stride.c;
     job.weight.data += g * weight.group;
@@ -73,11 +74,11 @@ bool winograd_enabled() { return enabled().load(std::memory_order_relaxed); }
 bool set_winograd(bool value) { return enabled().exchange(value, std::memory_order_relaxed); }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
-                             bool relu, View<float> output) {
+                             Activation activation, View<float> output) {
   if (!is_winograd(s)) return false;
   const Strides& w = weight.stride;
   const WinogradConv conv = forward_of(s, w);
-  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, relu, output);
+  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, activation, output);
 }
 
 // The convolution of grad_output with the kernels turned by half a turn.
@@ -89,7 +90,7 @@ bool winograd_conv2d_backward_input(const Conv2dShape& s, View<const float> grad
   const WinogradConv conv{s.N, s.K / s.G,        s.C / s.G,         s.P,          s.Q, s.H,
                           s.W, last - s.pad_top, last - s.pad_left, dense_taps(w)};
   const GatherWeight<const float> turned{weight.at(0, 0, last, last), conv.C * w.n, w.c, w.n, -w.h, -w.w};
-  return winograd_conv2d(s.G, conv, grad_output, turned, bias, false, grad_input);
+  return winograd_conv2d(s.G, conv, grad_output, turned, bias, Activation::none, grad_input);
 }
 
 bool winograd_conv2d_backward_weight(const Conv2dShape& s, View<const float> input, View<const float> grad_output,

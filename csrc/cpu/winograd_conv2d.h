@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/gather_conv.h"
 #include "common/shape.h"
 
@@ -45,7 +46,7 @@ struct WinogradJob {
   GatherWeight<const float> weight;
   const float* packed_weight;
   const float* bias;  // [K], may be null
-  bool relu;
+  Activation activation;
   View<float> output;
 };
 
@@ -78,7 +79,7 @@ bool set_winograd(bool enabled);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                             const float* bias, bool relu, View<float> output);
+                             const float* bias, Activation activation, View<float> output);
 bool winograd_conv2d_backward_input(const Conv2dShape& shape, View<const float> grad_output, View<const float> weight,
                                     const float* bias, View<float> grad_input);
 bool winograd_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,

@@ -8,8 +8,8 @@ namespace cnnfast {
 
 // bias [K] may be null.
 template <class T>
-void conv2d_forward(Cuda, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias, bool relu,
-                    View<T> output);
+void conv2d_forward(Cuda, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
+                    Activation activation, View<T> output);
 
 // All gradients in one pass where there is a kernel for that: none yet.
 template <class T>

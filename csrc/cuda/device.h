@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "common/activation.h"
 #include "common/shape.h"
 
 typedef struct CUstream_st* cudaStream_t;
@@ -19,6 +20,8 @@ class CudaScratch {
 };
 
 struct Cuda {
+  static constexpr Activation kLastActivation = Activation::relu;  // that convolution fuses
+
   cudaStream_t stream;
   const CudaScratch* memory;
   bool allow_tf32;  // whether float32 may be rounded to tf32 for tensor cores

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "common/activation.h"
 #include "ops/device.h"
 #include "ops/relu.h"
 
@@ -27,16 +28,16 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& bias) {
 
 template <class Device>
 Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                         const Conv2dOptions& options, bool relu) {
-  const char* op = relu ? "conv2d_relu" : "conv2d";
+                         const Conv2dOptions& options, Activation activation) {
+  const char* op = activation == Activation::none ? "conv2d" : "conv2d_relu";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
   const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
   const std::optional<Tensor> dense_bias = dense(bias);
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    conv2d_forward(guard.device(), s, view_of<const T>(input), view_of<const T>(weight), bias_data<T>(dense_bias), relu,
-                   view_of<T>(output));
+    conv2d_forward(guard.device(), s, view_of<const T>(input), view_of<const T>(weight), bias_data<T>(dense_bias),
+                   activation, view_of<T>(output));
   });
   return output;
 }
@@ -75,9 +76,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
 
 template <class Device>
 Tensor conv2d_forward_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                         const IntList& options, bool relu) {
-  check_options(relu ? "conv2d_relu" : "conv2d", options, Conv2dOptions::kCount + 1);
-  return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), relu);
+                         const IntList& options, int64_t activation) {
+  constexpr const char* kOp = "conv2d_forward";
+  check_options(kOp, options, Conv2dOptions::kCount + 1);
+  CNNFAST_CHECK(
+      activation >= 0 && activation <= static_cast<int64_t>(Device::kLastActivation), kOp,
+      ": activation must be 0 for none, 1 for ReLU or, on the CPU, 2 for ReLU6, but got activation=", activation);
+  return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), static_cast<Activation>(activation));
 }
 
 template <class Device>
@@ -106,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_backward_op(const Tensor& grad_ou
 template <class Device, bool kRelu>
 Tensor conv2d_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const IntList& stride,
                  const IntList& padding, const IntList& dilation, int64_t groups, bool allow_tf32) {
-  return conv2d_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups, allow_tf32}, kRelu);
+  return conv2d_forward_as<Device>(input, weight, bias, {stride, padding, dilation, groups, allow_tf32},
+                                   kRelu ? Activation::relu : Activation::none);
 }
 
 }  // namespace cnnfast

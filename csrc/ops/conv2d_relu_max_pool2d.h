@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> fused_forward_as(const Tensor& input, const Tensor& w
   const Pool2dShape pool = fused_pool_shape(conv, pool_options);
   const Guard<Device> guard(input);
   if (input.scalar_type() != ScalarType::Float || !takes_fused(guard.device(), conv, pool, return_code)) {
-    const Tensor map = conv2d_forward_as<Device>(input, weight, bias, conv_options, /*relu=*/false);
+    const Tensor map = conv2d_forward_as<Device>(input, weight, bias, conv_options, Activation::none);
     return max_pool2d_forward_as<uint8_t, Device>(map, pool, return_code, /*relu=*/true);
   }
   // max_pool2d's rule: of one image without batch, the result is contiguous.

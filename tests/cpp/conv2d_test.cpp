@@ -109,10 +109,12 @@ void for_each_product(const Conv2dShape& s, const Body& body) {
 }
 
 template <class T>
-void check_equal_to(const Image<T>& image, const std::vector<double>& expected, bool relu = false) {
+void check_equal_to(const Image<T>& image, const std::vector<double>& expected,
+                    Activation activation = Activation::none) {
   for_each_element(image, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
     const double x = expected[static_cast<size_t>(image.offset(n, c, h, w))];
-    CHECK_EQ(image.at(n, c, h, w), rounded<T>(relu && x < 0 ? 0 : x));
+    CHECK_EQ(image.at(n, c, h, w),
+             rounded<T>(min(max(x, lowest_of<double>(activation)), highest_of<double>(activation))));
   });
 }
 
@@ -150,12 +152,14 @@ struct Example {
         });
   }
 
+  Activation activation() const { return with_bias ? Activation::relu6 : Activation::none; }
+
   // With the instruction set in use.
   void check() const {
     Operands<T> made(s, layout);
     implicit_gemm_forward<T>(s, given.input.view(), given.weight.view(), with_bias ? given.bias.data() : nullptr,
-                             with_bias, made.output.view());
-    check_equal_to(made.output, output, with_bias);
+                             activation(), made.output.view());
+    check_equal_to(made.output, output, activation());
     implicit_gemm_backward_input<T>(s, given.output.view(), given.weight.view(),
                                     with_bias ? given.input_bias.data() : nullptr, made.input.view());
     check_equal_to(made.input, grad_input);
@@ -169,9 +173,9 @@ struct Example {
   bool check_depthwise() const {
     Operands<T> made(s, layout), all(s, layout);
     if (!depthwise_conv2d_forward<T>(s, given.input.view(), given.weight.view(),
-                                     with_bias ? given.bias.data() : nullptr, with_bias, made.output.view()))
+                                     with_bias ? given.bias.data() : nullptr, activation(), made.output.view()))
       return false;
-    check_equal_to(made.output, output, with_bias);
+    check_equal_to(made.output, output, activation());
     CHECK(depthwise_conv2d_backward_input<T>(s, given.output.view(), given.weight.view(),
                                              with_bias ? given.input_bias.data() : nullptr, made.input.view()));
     check_equal_to(made.input, grad_input);
@@ -187,9 +191,9 @@ struct Example {
   bool check_direct() const {
     Operands<T> made(s, layout);
     const float* bias = with_bias ? given.bias.data() : nullptr;
-    if (!direct_conv2d_forward(s, given.input.view(), given.weight.view(), bias, with_bias, made.output.view()))
+    if (!direct_conv2d_forward(s, given.input.view(), given.weight.view(), bias, activation(), made.output.view()))
       return false;
-    check_equal_to(made.output, output, with_bias);
+    check_equal_to(made.output, output, activation());
     return true;
   }
 
@@ -305,7 +309,7 @@ TEST(bits_do_not_depend_on_threads) {
   const auto run = [&](int threads) {
     omp_set_num_threads(threads);
     Operands<float> made(s, Layout::kNchw);
-    implicit_gemm_forward<float>(s, in.input.view(), in.weight.view(), nullptr, false, made.output.view());
+    implicit_gemm_forward<float>(s, in.input.view(), in.weight.view(), nullptr, Activation::none, made.output.view());
     implicit_gemm_backward_input<float>(s, in.output.view(), in.weight.view(), nullptr, made.input.view());
     implicit_gemm_backward_weight<float>(s, in.input.view(), in.output.view(), made.weight.view());
     sum_over_pixels<float>(s.N, s.K, s.P, s.Q, in.output.view(), made.bias.data());

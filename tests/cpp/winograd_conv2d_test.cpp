@@ -86,7 +86,8 @@ TEST(winograd_is_nearest_to_the_exact_result) {
           omp_set_num_threads(threads);
           for (const bool relu : {false, true}) {
             Image<float> output(s.N, s.K, s.P, s.Q, layout);
-            CHECK(winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(), relu, output.view()));
+            CHECK(winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(),
+                                          relu ? Activation::relu : Activation::none, output.view()));
             check_nearest(output, expected.output, relu);
           }
           Image<float> grad_input(s.N, s.C, s.H, s.W, layout), grad_weight(s.K, s.C / s.G, 3, 3, layout);
@@ -105,7 +106,8 @@ TEST(winograd_leaves_to_others_what_is_not_finite_or_not_worth_it) {
   const auto run = [&] {
     Image<float> output(e.s.N, e.s.K, e.s.P, e.s.Q, Layout::kNchw);
     const Example& given = e;
-    return winograd_conv2d_forward(e.s, given.input.view(), given.weight.view(), nullptr, false, output.view());
+    return winograd_conv2d_forward(e.s, given.input.view(), given.weight.view(), nullptr, Activation::none,
+                                   output.view());
   };
   CHECK(run());
   CHECK(set_winograd(false));

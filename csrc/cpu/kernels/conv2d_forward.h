@@ -169,13 +169,14 @@ static int64_t runs_to_panels(const GatherConv& conv, const GatherPlan& plan, co
   return count == 0 ? 0 : panel + 1;
 }
 
-// output = tile + bias, clipped at zero with relu (NaN stays NaN).
+// output = tile + bias, and what the activation makes of it.
 template <class T>
 static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compute<T>>* lanes, const int64_t* outputs,
-                       int64_t count, const T* bias, bool relu, T* output, const Strides& stride) {
+                       int64_t count, const T* bias, Activation activation, T* output, const Strides& stride) {
   using A = Compute<T>;
-  const A floor = relu ? A(0) : -static_cast<A>(__builtin_inf());
-  const auto finish = [&](A x) { return x <= floor ? floor : x; };
+  const A low = lowest_of<A>(activation), high = highest_of<A>(activation);
+  const Clip<A> clip(activation);
+  const auto finish = [&](A x) { return x < low ? low : x > high ? high : x; };
   for (int64_t r = 0; r < rows; ++r) {
     const A shift = bias == nullptr ? A(0) : load(bias + r);
     for (int64_t i = 0; i < count; ++i) {
@@ -185,8 +186,7 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compu
         if (stride.w == 1 && lanes[i].count >= kLanes<A>) {  // the last register overlaps its neighbour
           for (int64_t l = 0; l < lanes[i].count; l += kLanes<A>) {
             l = min(l, lanes[i].count - kLanes<A>);
-            const Vec<A> x = load_vec(from + l) + broadcast(shift);
-            store_vec(to + l, x <= broadcast(floor) ? broadcast(floor) : x);
+            store_vec(to + l, clip(load_vec(from + l) + broadcast(shift)));
           }
           continue;
         }
@@ -205,12 +205,10 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compu
 // The same for a tile that lies in the output as in registers, straight from these.
 template <class A>
 static void multiply_to_output(int64_t rows, int64_t depth, const A* weight, const A* panel, A* output, int64_t out_row,
-                               bool accumulate, const A* bias, bool relu) {
-  const auto finish = [&](Vec<A> sum, int r) CNNFAST_INLINE_LAMBDA {
-    if (bias != nullptr) sum += broadcast(bias[r]);
-    if (relu) sum = sum <= Vec<A>{} ? Vec<A>{} : sum;
-    return sum;
-  };
+                               bool accumulate, const A* bias, Activation activation) {
+  const Clip<A> clip(activation);
+  const auto finish = [&](Vec<A> sum, int r)
+                          CNNFAST_INLINE_LAMBDA { return clip(bias != nullptr ? sum + broadcast(bias[r]) : sum); };
   with_constant<1, kTileRows>(rows, [&](auto count) {
     multiply_tile<A, count.value, kTileVectors>(depth, weight, 1, count.value, panel, kPanelWidth<A>, output, out_row,
                                                 accumulate, finish);
@@ -219,10 +217,10 @@ static void multiply_to_output(int64_t rows, int64_t depth, const A* weight, con
 
 template <class T>
 static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Compute<T>* packed,
-                   const T* bias, bool relu, View<T> output, void* memory, int64_t task) {
+                   const T* bias, Activation activation, View<T> output, void* memory, int64_t task) {
   using A = Compute<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, relu, output, memory, task);
+    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, activation, output, memory, task);
   }
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
@@ -248,6 +246,7 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
   for (int64_t kb = 0; kb < plan.channel_blocks; ++kb) {
     const int64_t c = kb * plan.channels, channels = min(plan.channels, conv.C - c), depth = channels * conv.taps();
     const bool last = kb + 1 == plan.channel_blocks;
+    const Activation now = last ? activation : Activation::none;
     View<const T> part_source = source;
     part_source.data += c * source.stride.c;
     if (!plan.in_place) {
@@ -279,12 +278,12 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
               __builtin_prefetch(line + kPanelWidth<A> - 1, 1, 3);
             }
             multiply_to_output(rows, depth, weight, s.panel, to + s.outputs[first], output.stride.c, kb > 0, shift,
-                               last && relu);
+                               now);
             continue;
           }
         }
         multiply(rows, depth, weight, s.panel, tile, kb > 0);
-        if (last) write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, relu, to, output.stride);
+        if (last) write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, now, to, output.stride);
         if (plan.channel_blocks > 1) tile += kTileSize<A>;
       }
     }

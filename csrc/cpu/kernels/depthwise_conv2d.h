@@ -79,7 +79,7 @@ struct DepthwiseRows {
   int64_t x_pitch, x_step;
   int64_t S;
   const A* weight;  // bias, then the taps column by column, in registers
-  bool relu;
+  Activation activation;
   A* out;
   int64_t out_pitch, out_step;
   int64_t rows, columns;
@@ -89,9 +89,8 @@ struct DepthwiseRows {
 template <int kR, int kS, int kStep, int kRows, class A>
 CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x, A* out) {
   constexpr int kTapColumns = max(kS, 1);
-  const bool relu = job.relu;
-  Vec<A> zero{};
-  pin(zero);  // with a constant, gcc 12 makes two instructions of the maximum
+  const bool clips = job.activation != Activation::none;
+  const Clip<A> clip(job.activation);
   Vec<A> weight[kTapColumns][kR];
   const auto load_weights = [&](int64_t column) CNNFAST_INLINE_LAMBDA {
     unroll<kTapColumns>([&](auto s) CNNFAST_INLINE_LAMBDA {
@@ -133,7 +132,7 @@ CNNFAST_INLINE void depthwise_row_tiles(const DepthwiseRows<A>& job, const A* x,
     unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
       unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
         Vec<A> y = sum[j.value][t.value];
-        if (relu) y = y < zero ? zero : y;  // NaN stays
+        if (clips) y = clip(y);
         store_vec(out + t.value * job.out_pitch, y);
         __builtin_prefetch(reinterpret_cast<char*>(out + t.value * job.out_pitch) + kLineBytes, 1, 2);
       });
@@ -199,8 +198,8 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
 // From the unit's slab, filled from `left`, `top` on, to an output of H x W.
 template <class T>
 static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Compute<T>>& scratch,
-                           const DepthwiseUnit& unit, const Compute<T>* weight, bool relu, View<T> output, int64_t H,
-                           int64_t W) {
+                           const DepthwiseUnit& unit, const Compute<T>* weight, Activation activation, View<T> output,
+                           int64_t H, int64_t W) {
   using A = Compute<T>;
   const int64_t top = unit.first * axes.h.parts, rows = min(unit.rows * axes.h.parts, H - top);
   if (rows <= 0) return;
@@ -223,7 +222,7 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Com
       const A* x = scratch.source + (h.origin - axes.h.low) * source_pitch + (w.origin - axes.w.low) * kLanes<A>;
       depthwise_rows<A>(
           h.taps, axes.h.step,
-          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, relu, out + a * pitch + b * pixel,
+          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, activation, out + a * pitch + b * pixel,
            axes.h.parts * pitch, axes.w.parts * pixel, min(unit.rows, h.outputs - unit.first), w.outputs});
       weight += (1 + h.taps * w.taps) * kLanes<A>;
     }
@@ -246,7 +245,7 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
     fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows), axes.w.low,
                scratch.source_columns, backward ? s.P : s.H, backward ? s.Q : s.W},
               job.source, scratch.source);
-    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.relu,
+    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.activation,
                    job.output, backward ? s.H : s.P, backward ? s.W : s.Q);
   });
 }

@@ -71,13 +71,13 @@ CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, 
       }
     }
   }
+  const Clip<float> clip(job.activation);
 #pragma GCC unroll 6
   for (int k = 0; k < kChannels; ++k) {
     float* row = output + k * job.output.stride.c;
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      // max_or_second gives its second operand where one is NaN.
-      const Vec<float> y = job.relu ? max_or_second(Vec<float>{}, sum[k][v]) : sum[k][v];
+      const Vec<float> y = clip(sum[k][v]);
       if (count >= kLanes<float>) {
         store_vec(row + column[v], y);
       } else {

@@ -136,7 +136,7 @@ static void direct_conv2d_backward(const DirectConv2dBackward& job, int64_t task
     const int64_t n = unit / job.plan.bands, index = unit % job.plan.bands, top = index * job.plan.band;
     copy_gradient(job, gather, n, top, band.gradient, dy);
     if (job.grad_input.data != nullptr) {
-      const DirectConv2d input_gradient{gather, {}, {}, job.grad_input, job.packed_weight, false};
+      const DirectConv2d input_gradient{gather, {}, {}, job.grad_input, job.packed_weight, Activation::none};
       direct_conv2d_rows(input_gradient, dy, band.gradient, n, top, min(job.plan.band, conv.H - top));
     }
     if (!job.want_weight && !job.want_bias) continue;

@@ -89,9 +89,10 @@ struct InputBand {
 // out + lane[v].
 template <int kPixels, int kVectors>
 __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const int64_t* offset, const float* x,
-                                              int64_t x_step, const float* weight, bool relu, float* out,
+                                              int64_t x_step, const float* weight, Activation activation, float* out,
                                               int64_t out_step, const int64_t* lane) {
   constexpr int64_t kWidth = kVectors * kLanes<float>;
+  const Clip<float> clip(activation);
   for (int64_t tile = 0; tile < tiles; ++tile, x += kPixels * x_step, out += kPixels * out_step) {
     Vec<float> sum[kPixels][kVectors];
 #pragma GCC unroll 3
@@ -120,9 +121,7 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
     for (int i = 0; i < kPixels; ++i) {
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; ++v) {
-        // max_or_second gives its second operand where one is NaN.
-        const Vec<float> y = relu ? max_or_second(Vec<float>{}, sum[i][v]) : sum[i][v];
-        store_vec(out + i * out_step + lane[v], y);
+        store_vec(out + i * out_step + lane[v], clip(sum[i][v]));
       }
     }
   }
@@ -143,13 +142,14 @@ static void pixels_to_planes(const float* from, int64_t from_stride, int64_t pix
 // A row of pixels, cut in tiles of nearly equal width.
 template <int kVectors>
 static void channels_row(int64_t pixels, int64_t taps, const int64_t* offset, const float* x, int64_t x_step,
-                         const float* weight, bool relu, float* out, int64_t out_step, const int64_t* lane) {
+                         const float* weight, Activation activation, float* out, int64_t out_step,
+                         const int64_t* lane) {
   constexpr int kMostPixels = min(kTileRows, kChannelSums / kVectors);
   const int64_t tiles = ceil_div(pixels, kMostPixels), width = pixels / tiles, wider = pixels % tiles;
   const auto run = [&](int64_t count, int64_t size) {
     if (count == 0) return;
     with_constant<1, kMostPixels>(size, [&](auto kPixels) {
-      channels_tiles<kPixels.value, kVectors>(count, taps, offset, x, x_step, weight, relu, out, out_step, lane);
+      channels_tiles<kPixels.value, kVectors>(count, taps, offset, x, x_step, weight, activation, out, out_step, lane);
     });
     x += count * size * x_step;
     out += count * size * out_step;
@@ -177,7 +177,8 @@ static void channels_pixels(const DirectConv2d& job, const float* x, int64_t x_s
       prefetch_for_writing(planes, 0, lanes, 0, 1, pixels);
     }
   }
-  channels_row<kVectors>(pixels, taps, offset, x, x_step, weight, job.relu, out, in_place ? stride.w : kWidth, lane);
+  channels_row<kVectors>(pixels, taps, offset, x, x_step, weight, job.activation, out, in_place ? stride.w : kWidth,
+                         lane);
   if (in_place) return;
   for (int v = 0; v < kVectors; ++v) {
     const float* from = row + v * kLanes<float>;

@@ -121,7 +121,8 @@ struct IndirectOutput {
   A* data;  // of the panel's first channel
   const int64_t* offsets;
   int64_t lanes;
-  bool accumulate, relu;
+  bool accumulate;
+  Activation activation;
   const A* bias;  // null: none
 };
 
@@ -139,6 +140,7 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
       multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return row[r][c]; }, weight, sum);
     }
   }
+  const Clip<A> clip(out.activation);
   const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
@@ -149,8 +151,7 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
         A* to = out.data + out.offsets[r] + v * kLanes<A>;
         Vec<A> x = sum[r][v] + shift;
         if (out.accumulate) x = load(to, lanes) + x;
-        if (out.relu) x = x <= Vec<A>{} ? Vec<A>{} : x;
-        store(to, x, lanes);
+        store(to, clip(x), lanes);
       }
     }
   };
@@ -177,7 +178,7 @@ static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_
 
 template <class A>
 static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View<const A> source, const A* packed,
-                            const A* bias, bool relu, View<A> output, void* memory, int64_t task) {
+                            const A* bias, Activation activation, View<A> output, void* memory, int64_t task) {
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
   const LanePanels<A> panels(conv.M);
@@ -191,8 +192,12 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
     for (int64_t p = part * panels.count / plan.panel_blocks; p < (part + 1) * panels.count / plan.panel_blocks; ++p) {
       const int64_t m = g * conv.M + panels.begin(p);
       const A* weight = packed + indirect_offset<A>(conv, g, depth, p);
-      const IndirectOutput<A> out{output.data + m,  s.outputs,    panels.lanes(p),
-                                  depth.before > 0, last && relu, last && bias != nullptr ? bias + m : nullptr};
+      const IndirectOutput<A> out{output.data + m,
+                                  s.outputs,
+                                  panels.lanes(p),
+                                  depth.before > 0,
+                                  last ? activation : Activation::none,
+                                  last && bias != nullptr ? bias + m : nullptr};
       with_constant<1, 3>(panels.width(p), [&](auto vectors) {
         indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
                                                                              weight, out);

@@ -18,6 +18,7 @@
 #include <immintrin.h>
 #endif
 
+#include "common/activation.h"
 #include "common/number.h"
 #include "common/shape.h"
 
@@ -125,6 +126,34 @@ CNNFAST_INLINE Vec<float> max_or_second(Vec<float> a, Vec<float> b) {
   return a > b ? a : b;
 #endif
 }
+
+// a < b ? a : b, likewise.
+CNNFAST_INLINE Vec<float> min_or_second(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// An activation, of registers.
+template <class A>
+struct Clip {
+  Vec<A> low, high;
+
+  explicit Clip(Activation activation)
+      : low(broadcast(lowest_of<A>(activation))), high(broadcast(highest_of<A>(activation))) {}
+  CNNFAST_INLINE Vec<A> operator()(Vec<A> x) const {
+    if constexpr (std::is_same_v<A, float>) {
+      return min_or_second(high, max_or_second(low, x));
+    } else {
+      x = low > x ? low : x;
+      return high < x ? high : x;
+    }
+  }
+};
 
 template <int kDistance, int... kLane>
 CNNFAST_INLINE Vec<float> rotate(Vec<float> v, std::integer_sequence<int, kLane...>) {

@@ -153,12 +153,12 @@ static void write_tile_output(const Vec<float> (&y)[kWinogradOutputs][kWinogradO
   }
 }
 
-// output = A^T products A + bias, clipped at zero with relu. False if it is not finite.
+// output = A^T products A + bias, and what the activation makes of it. False if it is not finite.
 static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPart& part, const float* products) {
   constexpr int64_t kLane = kLanes<float>;
   const WinogradConv& conv = job.conv;
   const TilePlanes planes(job.plan.part_panels * kPanelWidth<float>, job.plan.chunk_tiles);
-  const Vec<float> floor = broadcast(job.relu ? 0.0f : -__builtin_inff());
+  const Clip<float> clip(job.activation);
   Vec<float> probe{};
   for (int64_t index = chunk.begin; index < chunk.end; ++index) {
     const Strip strip(job.plan, index);
@@ -176,7 +176,7 @@ static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPa
               [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(m + (i * kWinogradSize + j) * planes.plane); },
               [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
                 probe += value - value;  // zero, unless it is not finite
-                y[i][j] = max_or_second(floor, value + bias);
+                y[i][j] = clip(value + bias);
               });
           write_tile_output(y, out);
         }
