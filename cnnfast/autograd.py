@@ -165,9 +165,9 @@ class Conv2dReLU(Op):
         return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
 
 
-def conv2d_relu6(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Without a gradient, on the CPU."""
-    return _conv2d_forward(input, weight, bias, options, _RELU6)
+def conv2d_relu6(*args: Any) -> Tensor:
+    """As ``Conv2d.compute``; without a gradient, on the CPU."""
+    return _conv2d_forward(*args, _RELU6)
 
 
 class Conv2dReLUMaxPool2d(Op):

@@ -122,7 +122,7 @@ def conv2d_relu6(
     R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(False, name, R, S, stride, padding, dilation, groups)
     if torch.is_autocast_enabled("cpu"):
-        tensors = lower_precision("cpu", *tensors)
+        return autograd.conv2d_relu6(*lower_precision("cpu", *tensors), options)
     return autograd.conv2d_relu6(*tensors, options)
 
 

@@ -49,6 +49,9 @@ CASES = [
          {"stride": 2, "padding": 1, "groups": 24}),
     Case("depthwise", "conv_transpose2d", (2, 18, 6, 5), (18, 1, 3, 3), True,
          {"stride": 2, "padding": 1, "output_padding": 1, "groups": 18, "dilation": 1}),
+    Case("copied_to_channels_last", "conv2d", (3, 97, 9, 11), (131, 97, 3, 3), True, {"stride": 2, "padding": 1}),
+    Case("copied_to_channels_last", "conv_transpose2d", (2, 130, 5, 6), (130, 95, 3, 3), True,
+         {"stride": 2, "padding": 1, "output_padding": 1, "groups": 1, "dilation": 1}),
     Case("rows_beyond_first_layers", "conv2d", (1, 1, 2, 12_000), (16, 1, 2, 3), True, {"stride": 1}),
     Case("no_pixel", "conv_transpose2d", (0, 3, 0, 8), (3, 4, 3, 3), True,
          {"stride": 1, "padding": 1, "output_padding": 0, "groups": 1, "dilation": 1}),
@@ -186,6 +189,19 @@ def test_relu6(isa: str, layout: str, dtype: torch.dtype) -> None:
             ops.conv2d_forward(input, weight, bias, options_of(case), activation) for activation in (0, 2)
         )
         torch.testing.assert_close(clipped, F.relu6(plain), rtol=0, atol=0, equal_nan=True)
+
+
+def test_images_copied_in_parts() -> None:
+    """More images than are copied to channels_last at a time: small integers, exactly."""
+    generator = torch.Generator().manual_seed(8)
+    input = torch.randint(-3, 4, (225, 64, 14, 14), generator=generator).float()
+    weight = torch.randint(-3, 4, (128, 64, 3, 3), generator=generator).float()
+    options = [2, 2, 1, 1, 1, 1, 1, 1, 1, 0]
+    expected = F.conv2d(input, weight, stride=2, padding=1)
+    assert torch.equal(ops.conv2d_forward(input, weight, None, options, 0), expected)
+    given = torch.randint(-3, 4, expected.shape, generator=generator).float()
+    grad_input = ops.conv2d_backward(given, input, weight, options, [True, False, False])[0]
+    assert torch.equal(grad_input, torch.nn.grad.conv2d_input(input.shape, weight, given, stride=2, padding=1))
 
 
 def test_activation_is_checked() -> None:

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu/channels_last.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
@@ -74,11 +75,51 @@ class GatherCall {
   size_t scratch_ = 0;
 };
 
+PlanesSize input_size(const Conv2dShape& s) { return {s.N, s.C, s.H, s.W}; }
+PlanesSize output_size(const Conv2dShape& s) { return {s.N, s.K, s.P, s.Q}; }
+
+// Whether to convolve copies in channels_last: where each of their elements is of so many products that these gain more
+// there than the copies take. (Measured on Zen 4: a copy takes some 50 products, which are 20 to 35 % faster.)
+bool pays_to_copy(const Conv2dShape& s, const Strides& input, const Strides& output) {
+  constexpr int64_t kProducts = 180;
+  const PlanesSize x = input_size(s), y = output_size(s);
+  return s.G == 1 && min(x.elements(), y.elements()) > 0 && has_planes(x, input) && has_planes(y, output) &&
+         s.C * s.R * s.S * y.elements() >= kProducts * (x.elements() + y.elements());
+}
+
+// Copies are made of as many images at a time.
+constexpr int64_t kCopiedElements = int64_t{1} << 22;
+
+// Calls run(shape, channels_last source, channels_last result) for some images at a time.
+void through_channels_last(const Conv2dShape& s, PlanesSize from, View<const float> source, PlanesSize to,
+                           View<float> result, const auto& run) {
+  const int64_t per_image = (from.elements() + to.elements()) / s.N;
+  const int64_t images = even_part(s.N, max(kCopiedElements / per_image, int64_t{1}));
+  for (int64_t n = 0; n < s.N; n += images) {
+    Conv2dShape part = s;
+    part.N = from.N = to.N = min(images, s.N - n);
+    Workspace workspace(Workspace::needed<float>(from.elements()) + Workspace::needed<float>(to.elements()));
+    float* x = workspace.take<float>(from.elements());
+    float* y = workspace.take<float>(to.elements());
+    copy_from_planes(from, {source.at(n, 0, 0, 0), source.stride}, x);
+    run(part, View<const float>{x, from.channels_last()}, View<float>{y, to.channels_last()});
+    copy_to_planes(to, y, {result.at(n, 0, 0, 0), result.stride});
+  }
+}
+
 }  // namespace
 
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
                            Activation activation, View<T> output) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (pays_to_copy(shape, input.stride, output.stride)) {
+      return through_channels_last(shape, input_size(shape), input, output_size(shape), output,
+                                   [&](const Conv2dShape& part, View<const float> x, View<float> y) {
+                                     implicit_gemm_forward<T>(part, x, weight, bias, activation, y);
+                                   });
+    }
+  }
   const Strides& w = weight.stride;
   GatherCall<T> call(input);
   call.add(forward_gather(shape), output);
@@ -88,6 +129,14 @@ void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<c
 template <class T>
 void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_output, View<const T> weight,
                                   const T* bias, View<T> grad_input) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (pays_to_copy(shape, grad_input.stride, grad_output.stride)) {
+      return through_channels_last(shape, output_size(shape), grad_output, input_size(shape), grad_input,
+                                   [&](const Conv2dShape& part, View<const float> y, View<float> x) {
+                                     implicit_gemm_backward_input<T>(part, y, weight, bias, x);
+                                   });
+    }
+  }
   const Strides &w = weight.stride, &x = grad_input.stride;
   GatherCall<T> call(grad_output);
   for (int64_t h = 0; h < min(shape.stride_h, shape.H); ++h) {
@@ -102,6 +151,18 @@ void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_o
 template <class T>
 void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input, View<const T> grad_output,
                                    View<T> grad_weight) {
+  if constexpr (std::is_same_v<T, float>) {
+    const PlanesSize x = input_size(shape), y = output_size(shape);
+    if (pays_to_copy(shape, input.stride, grad_output.stride) && x.elements() + y.elements() <= 2 * kCopiedElements) {
+      Workspace copies(Workspace::needed<float>(x.elements()) + Workspace::needed<float>(y.elements()));
+      float* input_copy = copies.take<float>(x.elements());
+      float* grad_copy = copies.take<float>(y.elements());
+      copy_from_planes(x, input, input_copy);
+      copy_from_planes(y, grad_output, grad_copy);
+      return implicit_gemm_backward_weight<T>(shape, {input_copy, x.channels_last()}, {grad_copy, y.channels_last()},
+                                              grad_weight);
+    }
+  }
   const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
   const GatherConv conv = forward_gather(shape);
   const WeightGradPlan plan = kernels.weight_grad_plan(conv, input.stride);

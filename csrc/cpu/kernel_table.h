@@ -3,6 +3,7 @@
 
 #include "common/number.h"
 #include "cpu/avg_pool2d.h"
+#include "cpu/channels_last.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/depthwise_conv2d.h"
@@ -35,6 +36,7 @@ struct CpuKernels {
   DirectConv2dKernels direct_conv2d, direct_conv2d_channels;
   WinogradConv2dKernels winograd_conv2d;
   ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;
+  ChannelsLastKernels channels_last;
   FmaPeakKernel fma_peak;
 
   template <class T>

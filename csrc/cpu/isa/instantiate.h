@@ -4,6 +4,7 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/avg_pool2d.h"
+#include "cpu/kernels/channels_last.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/depthwise_conv2d_backward.h"
@@ -33,6 +34,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           direct_conv2d_channels_kernels(),
           winograd_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),
+          channels_last_kernels(),
           fma_peak_kernel()};
 }
 

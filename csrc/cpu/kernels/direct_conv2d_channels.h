@@ -11,6 +11,7 @@
 
 #include "cpu/direct_conv2d.h"
 #include "cpu/kernels/bands.h"
+#include "cpu/kernels/channels_last.h"
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/padded_planes.h"
@@ -123,18 +124,6 @@ __attribute__((noinline)) void channels_tiles(int64_t tiles, int64_t taps, const
       for (int v = 0; v < kVectors; ++v) {
         store_vec(out + i * out_step + lane[v], clip(sum[i][v]));
       }
-    }
-  }
-}
-
-// to[channel][pixel] = from[pixel][channel], channel after channel rather than pixel after pixel: planes are often a
-// multiple of a page apart, so that only few of their lines fit the cache at a time. At least 8 pixels, channels by 4.
-static void pixels_to_planes(const float* from, int64_t from_stride, int64_t pixels, int64_t channels, float* to,
-                             int64_t to_stride) {
-  for (int64_t k = 0; k < channels; k += 4) {
-    for (int64_t q = 0; q < pixels; q += 8) {
-      q = min(q, pixels - 8);
-      transpose_8x4(from + q * from_stride + k, from_stride, to + k * to_stride + q, to_stride);
     }
   }
 }

@@ -15,6 +15,7 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int64_t kWinogradDepth = 256;
 
 constexpr int kKernelTaps = kWinogradTaps * kWinogradTaps;
+constexpr int64_t kTapsAhead = 16;  // source channels whose weights are asked for ahead of their transform
 
 // The nine taps of kLanes output channels; beyond `lanes` they are zero.
 CNNFAST_INLINE void load_taps(const float* from, const GatherWeight<const float>& weight, int64_t lanes,
@@ -46,6 +47,11 @@ static void transform_weight(const WinogradConv& conv, const GatherWeight<const 
   for (int64_t end = c + depth; c < end; ++c, transformed += kWidth) {
     for (int64_t v = 0; v < kWidth; v += kLane) {
       const int64_t k = panel * kWidth + v, lanes = max(min(kLane, conv.K - k), int64_t{0});
+      // More rows than the processor follows, pages apart.
+      if (conv.dense_taps && lanes == kLane) {
+        for (int64_t lane = 0; lane < kLane; ++lane)
+          __builtin_prefetch(weight.data + (k + lane) * weight.m + (c + kTapsAhead) * weight.c, 0, 3);
+      }
       Vec<float> g[kKernelTaps];
       load_taps(weight.data + k * weight.m + c * weight.c, weight, lanes, g);
       transform_both_ways<WinogradTile::filter(), true, Vec<float>>(
