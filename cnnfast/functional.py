@@ -112,18 +112,17 @@ def conv2d_relu6(
     padding: str | IntOrPair,
     dilation: IntOrPair,
     groups: int,
-) -> Tensor:
-    """``relu6(conv2d(...))``, for what convert has fused: in one pass on the CPU where no gradient is wanted."""
+) -> Tensor | None:
+    """``relu6(conv2d(...))`` in one pass, or None where there is none: not on the CPU, not on own kernels.
+
+    For what convert has fused: nobody asks for a gradient, autocasts or compiles.
+    """
     name = "conv2d"
-    tensors = (input, weight, bias)
-    wanted = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    if wanted or torch.compiler.is_compiling() or not input.is_cpu or why_not(name, False, *tensors) is not None:
-        return F.relu6(conv2d(input, weight, bias, stride, padding, dilation, groups))
+    if not input.is_cpu or why_not(name, False, input, weight, bias) is not None:
+        return None
     R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(False, name, R, S, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled("cpu"):
-        return autograd.conv2d_relu6(*lower_precision("cpu", *tensors), options)
-    return autograd.conv2d_relu6(*tensors, options)
+    return autograd.conv2d_relu6(input, weight, bias, options)
 
 
 def conv2d_relu_max_pool2d(

@@ -322,8 +322,12 @@ def run_block(
     input, padding = _padded(conv, input)
     arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
     if type(activation) not in _RELUS:
-        run = functional.conv2d if activation is None else functional.conv2d_relu6
-        output = run(*arguments)
+        # With a BatchNorm that is folded, so that no gradient is wanted.
+        clips = isinstance(activation, nn.ReLU6) and (activation.min_val, activation.max_val) == (0, 6)
+        output = functional.conv2d_relu6(*arguments) if clips else None
+        if output is None:
+            output = functional.conv2d(*arguments)
+            output = output if activation is None else activation(output)
         return output if pool is None else pool(output)
     if pool is None:
         return functional.conv2d_relu(*arguments)

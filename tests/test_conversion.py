@@ -89,6 +89,15 @@ def test_fused_groups_run_on_the_fused_ops() -> None:
     assert not cnnfast.fallbacks()
 
 
+def test_relu6_of_other_bounds() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU6()).eval()
+    model[2].max_val = 0.5
+    converted = cnnfast.convert(model)
+    input = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(converted(input), model(input))
+
+
 def test_a_layer_with_a_forward_of_its_own_runs_by_itself() -> None:
     model = cnnfast.convert(_reference().eval())
     calls: list[Tensor] = []

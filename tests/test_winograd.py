@@ -225,6 +225,14 @@ def test_is_what_runs_unless_told_otherwise() -> None:
 IGNORED = "cnnfast: CNNFAST_WINOGRAD must be 0 or 1, but got off; ignored"
 
 
+def test_relu6() -> None:
+    conv = next(conv for conv in CONVS if conv.label == "slices of many tiles")
+    input, weight, bias, _ = _tensors(conv, seed=4)
+    options = [1, 1, 1, 1, 1, 1, 1, 1, 1, False]
+    plain, clipped = (ops.conv2d_forward(input, weight, bias, options, activation) for activation in (0, 2))
+    assert torch.equal(clipped, F.relu6(plain))
+
+
 def test_environment_says_otherwise() -> None:
     program = "import torch, cnnfast; print(torch.ops.cnnfast.set_winograd(True))"
     for value, expected, said in (("0", "False", ""), ("1", "True", ""), ("", "True", ""), ("off", "True", IGNORED)):

@@ -10,11 +10,11 @@ enum class Activation : int8_t { none = 0, relu = 1, relu6 = 2 };
 
 // Each clips to a range; NaN stays NaN.
 template <class A>
-constexpr A lowest_of(Activation activation) {
+static constexpr A lowest_of(Activation activation) {
   return activation == Activation::none ? -static_cast<A>(__builtin_inf()) : A(0);
 }
 template <class A>
-constexpr A highest_of(Activation activation) {
+static constexpr A highest_of(Activation activation) {
   return activation == Activation::relu6 ? A(6) : static_cast<A>(__builtin_inf());
 }
 

@@ -22,11 +22,6 @@ struct PlanesSize {
   Strides channels_last() const { return {H * W * C, 1, W * C, C}; }
 };
 
-// Whether rows and planes of a tensor lie so.
-inline bool has_planes(const PlanesSize& size, const Strides& stride) {
-  return stride.w == 1 && stride.h == size.W && stride.c >= size.H * size.W && size.C > 1;
-}
-
 void copy_from_planes(const PlanesSize& size, View<const float> planes, float* channels_last);
 void copy_to_planes(const PlanesSize& size, const float* channels_last, View<float> planes);
 

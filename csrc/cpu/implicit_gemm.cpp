@@ -78,17 +78,24 @@ class GatherCall {
 PlanesSize input_size(const Conv2dShape& s) { return {s.N, s.C, s.H, s.W}; }
 PlanesSize output_size(const Conv2dShape& s) { return {s.N, s.K, s.P, s.Q}; }
 
+// Copies are made of as many images at a time.
+constexpr int64_t kCopiedElements = int64_t{1} << 22;
+
+// Whether rows and planes lie so.
+bool has_planes(const PlanesSize& size, const Strides& stride) {
+  return stride.w == 1 && stride.h == size.W && stride.c >= size.H * size.W;
+}
+
 // Whether to convolve copies in channels_last: where each of their elements is of so many products that these gain more
 // there than the copies take. (Measured on Zen 4: a copy takes some 50 products, which are 20 to 35 % faster.)
 bool pays_to_copy(const Conv2dShape& s, const Strides& input, const Strides& output) {
-  constexpr int64_t kProducts = 180;
+  constexpr int64_t kProducts = 180, kFewChannels = 8;
   const PlanesSize x = input_size(s), y = output_size(s);
-  return s.G == 1 && min(x.elements(), y.elements()) > 0 && has_planes(x, input) && has_planes(y, output) &&
-         s.C * s.R * s.S * y.elements() >= kProducts * (x.elements() + y.elements());
+  if (s.G != 1 || min(s.C, s.K) < kFewChannels || min(x.elements(), y.elements()) == 0) return false;
+  const int64_t elements = x.elements() + y.elements();
+  return has_planes(x, input) && has_planes(y, output) && elements <= s.N * kCopiedElements &&
+         s.C * s.R * s.S * y.elements() >= kProducts * elements;
 }
-
-// Copies are made of as many images at a time.
-constexpr int64_t kCopiedElements = int64_t{1} << 22;
 
 // Calls run(shape, channels_last source, channels_last result) for some images at a time.
 void through_channels_last(const Conv2dShape& s, PlanesSize from, View<const float> source, PlanesSize to,
@@ -151,18 +158,6 @@ void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_o
 template <class T>
 void implicit_gemm_backward_weight(const Conv2dShape& shape, View<const T> input, View<const T> grad_output,
                                    View<T> grad_weight) {
-  if constexpr (std::is_same_v<T, float>) {
-    const PlanesSize x = input_size(shape), y = output_size(shape);
-    if (pays_to_copy(shape, input.stride, grad_output.stride) && x.elements() + y.elements() <= 2 * kCopiedElements) {
-      Workspace copies(Workspace::needed<float>(x.elements()) + Workspace::needed<float>(y.elements()));
-      float* input_copy = copies.take<float>(x.elements());
-      float* grad_copy = copies.take<float>(y.elements());
-      copy_from_planes(x, input, input_copy);
-      copy_from_planes(y, grad_output, grad_copy);
-      return implicit_gemm_backward_weight<T>(shape, {input_copy, x.channels_last()}, {grad_copy, y.channels_last()},
-                                              grad_weight);
-    }
-  }
   const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
   const GatherConv conv = forward_gather(shape);
   const WeightGradPlan plan = kernels.weight_grad_plan(conv, input.stride);

@@ -29,7 +29,7 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& bias) {
 template <class Device>
 Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Conv2dOptions& options, Activation activation) {
-  const char* op = activation == Activation::none ? "conv2d" : "conv2d_relu";
+  const char* op = activation == Activation::relu ? "conv2d_relu" : "conv2d";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
   const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));

@@ -55,17 +55,18 @@ constexpr Geometry kGeometries[] = {
     {1, 3, 3, 5, 30, 3, 3, 1, 5, 4, 4, 4, 4, 4, 1, 1},      // windows in the padding alone
     {3, 3, 64, 130, 9, 3, 3, 1, 2, 2, 1, 1, 1, 1, 1, 1},    // several bands
     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
-    {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},   // everything odd, padding on one side
-    {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},    // groups
-    {2, 9, 5, 6, 18, 3, 3, 9, 1, 1, 1, 1, 1, 1, 1, 1},   // one channel each
-    {1, 70, 3, 4, 67, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // a plain matrix product and its tails
-    {1, 3, 4, 90, 33, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2, 2},  // a wide row
-    {5, 2, 3, 3, 17, 3, 3, 1, 4, 4, 1, 1, 1, 1, 1, 1},   // input that no window reads
-    {1, 300, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // many channels to one pixel
-    {5, 19, 7, 7, 50, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},  // pixels numbered through images
-    {3, 40, 7, 5, 22, 3, 2, 2, 2, 1, 2, 1, 0, 1, 1, 2},  // channels enough to be read in place, padded on all sides
-    {2, 27, 9, 6, 9, 1, 1, 1, 2, 3, 0, 0, 0, 0, 1, 1},   // a strided projection
-    {0, 3, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},    // no images
+    {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},    // everything odd, padding on one side
+    {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},     // groups
+    {2, 9, 5, 6, 18, 3, 3, 9, 1, 1, 1, 1, 1, 1, 1, 1},    // one channel each
+    {1, 70, 3, 4, 67, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},   // a plain matrix product and its tails
+    {1, 3, 4, 90, 33, 3, 3, 1, 1, 2, 2, 2, 2, 2, 2, 2},   // a wide row
+    {5, 2, 3, 3, 17, 3, 3, 1, 4, 4, 1, 1, 1, 1, 1, 1},    // input that no window reads
+    {1, 300, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 1, 1},   // many channels to one pixel
+    {5, 19, 7, 7, 50, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},   // pixels numbered through images
+    {3, 40, 7, 5, 22, 3, 2, 2, 2, 1, 2, 1, 0, 1, 1, 2},   // channels enough to be read in place, padded on all sides
+    {2, 67, 5, 7, 129, 3, 3, 1, 2, 2, 1, 1, 1, 1, 1, 1},  // planes to be copied to channels_last
+    {2, 27, 9, 6, 9, 1, 1, 1, 2, 3, 0, 0, 0, 0, 1, 1},    // a strided projection
+    {0, 3, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},     // no images
 };
 
 // For algorithm `depthwise` to take.
@@ -248,7 +249,7 @@ struct Example {
 
 }  // namespace
 
-// Calls body(i, example) for each geometry i, layout and instruction set; every other example has a bias and a ReLU.
+// Calls body(i, example) for each geometry i, layout and instruction set; every other example has a bias and a ReLU6.
 template <class T, size_t kCount, class Body>
 void for_each_example(const Geometry (&geometries)[kCount], const Body& body) {
   for (size_t i = 0; i < kCount; ++i) {

@@ -48,7 +48,7 @@ static void transform_weight(const WinogradConv& conv, const GatherWeight<const 
     for (int64_t v = 0; v < kWidth; v += kLane) {
       const int64_t k = panel * kWidth + v, lanes = max(min(kLane, conv.K - k), int64_t{0});
       // More rows than the processor follows, pages apart.
-      if (conv.dense_taps && lanes == kLane) {
+      if (conv.dense_taps && lanes == kLane && c + kTapsAhead < conv.C) {
         for (int64_t lane = 0; lane < kLane; ++lane)
           __builtin_prefetch(weight.data + (k + lane) * weight.m + (c + kTapsAhead) * weight.c, 0, 3);
       }
