@@ -1,5 +1,5 @@
-// Depthwise convolution + bias (+ ReLU), and its input gradient, which is the same computation over grad_output (see
-// common/gather_conv.h): with a stride of 2, one for each parity of row and column.
+// Depthwise convolution + bias + activation, and its input gradient, which is the same computation over grad_output
+// (see common/gather_conv.h): with a stride of 2, one for each parity of row and column.
 //
 //   output[c][i][j] = bias[c] + sum over r, s of weight[c][r][s] * source[c][i * step + r][j * step + s]   (padded)
 //
