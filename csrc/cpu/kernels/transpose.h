@@ -1,6 +1,7 @@
 // Transposes of blocks in registers, and of whole matrices in blocks.
 #pragma once
 
+#include "cpu/kernels/constant.h"
 #include "cpu/kernels/vec.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -80,38 +81,65 @@ CNNFAST_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, i
   }
 }
 
-// to[i][lane] = from[lane * stride + i], i < kLanes
-CNNFAST_INLINE void load_transposed(const float* from, int64_t stride, Vec<float> (&to)[kLanes<float>]) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half, from += 4) {
-    __m256 v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + i * stride)),
-                                  _mm_loadu_ps(from + (i + 4) * stride), 1);
-    transpose_parts(v);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) to[4 * half + i] = v[i];
+// The 16-byte parts of a register from and to every fourth of some rows: part p is at p * 4 * stride.
+template <int kCount = kLanes<float>>
+CNNFAST_INLINE Lanes<float, kCount> load_parts(const float* from, int64_t stride) {
+  if constexpr (kCount == 4) {
+    Lanes<float, 4> part;
+    std::memcpy(&part, from, sizeof part);
+    return part;
+  } else {
+    const auto lower = load_parts<kCount / 2>(from, stride);
+    const auto upper = load_parts<kCount / 2>(from + kCount / 2 * stride, stride);
+    return [&]<int... kLane>(std::integer_sequence<int, kLane...>) CNNFAST_INLINE_LAMBDA {
+      return __builtin_shufflevector(lower, upper, kLane...);
+    }(std::make_integer_sequence<int, kCount>{});
   }
+}
+
+// 16 bytes of a register. (Spelled out because gcc 12 permutes a shuffle's whole register first.)
+template <int kPart>
+CNNFAST_INLINE Lanes<float, 4> part_of(Vec<float> v) {
+#if defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  return _mm512_maskz_extractf32x4_ps(0xf, v, kPart);  // plain _mm512_extractf32x4_ps warns
+#elif defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
+  return _mm256_extractf128_ps(v, kPart);
 #else
-  for (int i = 0; i < kLanes<float>; ++i) to[i] = load_strided(from + i, stride);
+  return __builtin_shufflevector(v, v, 4 * kPart, 4 * kPart + 1, 4 * kPart + 2, 4 * kPart + 3);
 #endif
 }
 
-// to[lane * stride + i] = from[i][lane]
-CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int64_t stride) {
-#if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
-  __m256 v[4] = {from[0], from[1], from[2], from[3]};
-  transpose_parts(v);  // lanes 0 and 4, 1 and 5, ...
-  for (int i = 0; i < 4; ++i) {
-    _mm_storeu_ps(to + i * stride, _mm256_castps256_ps128(v[i]));
-    _mm_storeu_ps(to + (i + 4) * stride, _mm256_extractf128_ps(v[i], 1));
+// The first kColumns elements of each part only.
+template <int kColumns>
+CNNFAST_INLINE void store_parts(Vec<float> v, float* to, int64_t stride) {
+  unroll<kLanes<float> / 4>([&](auto index) CNNFAST_INLINE_LAMBDA {
+    const Lanes<float, 4> part = part_of<index.value>(v);
+    std::memcpy(to + index.value * 4 * stride, &part, kColumns * sizeof(float));
+  });
+}
+
+// to[i][lane] = from[lane * stride + i], i < kColumns
+template <int kColumns>
+CNNFAST_INLINE void load_transposed(const float* from, int64_t stride, Vec<float>* to) {
+  static_assert(kColumns % 4 == 0);
+#pragma GCC unroll 4
+  for (int j = 0; j < kColumns; j += 4) {
+    Vec<float> v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = load_parts(from + i * stride + j, stride);
+    transpose_parts(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) to[j + i] = v[i];
   }
-#else
-  for (int lane = 0; lane < kLanes<float>; ++lane)
-    for (int i = 0; i < 4; ++i) to[lane * stride + i] = from[i][lane];
-#endif
+}
+
+// to[lane * stride + i] = from[i][lane], i < kColumns
+template <int kColumns = 4>
+CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int64_t stride) {
+  Vec<float> v[4] = {from[0], from[1], from[2], from[3]};
+  transpose_parts(v);  // lanes 0 and 4, 1 and 5, ...
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store_parts<kColumns>(v[i], to + i * stride, stride);
 }
 
 // to[column][row] = from[row][column] for 8 rows of 4 columns: with AVX, two blocks side by side, half the shuffles and

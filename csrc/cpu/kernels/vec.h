@@ -65,6 +65,9 @@ CNNFAST_INLINE void store_vec(T* p, Vec<T> v) {
 CNNFAST_INLINE __m256i first_of_eight(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+#elif defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+// The first `count` of sixteen.
+CNNFAST_INLINE __mmask16 first_of_sixteen(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 #endif
 
 // The first `count` lanes only (0 <= count <= lanes); other lanes read as zero and are not touched in memory.
@@ -72,6 +75,8 @@ template <class T>
 CNNFAST_INLINE Vec<T> load_partial(const T* p, int64_t count) {
 #if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
   if constexpr (std::is_same_v<T, float>) return _mm256_maskload_ps(p, first_of_eight(count));
+#elif defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_loadu_ps(first_of_sixteen(count), p);
 #endif
   Vec<T> v{};
   std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
@@ -81,15 +86,10 @@ template <class T>
 CNNFAST_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
 #if defined(__AVX2__) && CNNFAST_VECTOR_BYTES == 32
   if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(p, first_of_eight(count), v);
+#elif defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, first_of_sixteen(count), v);
 #endif
   std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
-}
-
-// Lane i: p[i * stride].
-CNNFAST_INLINE Vec<float> load_strided(const float* p, int64_t stride) {
-  Vec<float> v{};
-  for (int lane = 0; lane < kLanes<float>; ++lane) v[lane] = p[lane * stride];
-  return v;
 }
 
 // Makes the compiler hold v in a register from here on. Left alone it folds a load that several multiply-adds share
@@ -182,6 +182,8 @@ CNNFAST_INLINE Vec<float> first_lanes(Vec<float> v, int64_t count) {
 CNNFAST_INLINE bool any_lane(Vec<int32_t> mask) {
 #if defined(__AVX2__) && !defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 32
   return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#elif defined(__AVX512F__) && CNNFAST_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
 #else
   int32_t any = 0;
   for (int lane = 0; lane < kLanes<int32_t>; ++lane) any |= mask[lane];

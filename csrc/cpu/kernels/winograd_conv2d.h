@@ -13,6 +13,9 @@ namespace cnnfast::CNNFAST_ISA {
 
 // Depth of a product at most: a panel of weights stays in L1.
 constexpr int64_t kWinogradDepth = 256;
+// Products that are summed in one chain. Rounding grows with a chain's length, and the transforms multiply it: with
+// chains of 64, the result's error is less than half of that with 256 (docs/lab-notes.md).
+constexpr int64_t kWinogradChain = 64;
 
 constexpr int kKernelTaps = kWinogradTaps * kWinogradTaps;
 constexpr int64_t kTapsAhead = 16;  // source channels whose weights are asked for ahead of their transform
@@ -21,11 +24,11 @@ constexpr int64_t kTapsAhead = 16;  // source channels whose weights are asked f
 CNNFAST_INLINE void load_taps(const float* from, const GatherWeight<const float>& weight, int64_t lanes,
                               Vec<float> (&g)[kKernelTaps]) {
   constexpr int kLane = kLanes<float>;
-  if (kLane < kKernelTaps && lanes == kLane && weight.s == 1 && weight.r == kWinogradTaps) {
-    Vec<float> first[kLane];
-    load_transposed(from, weight.m, first);
-    unroll<kLane>([&](auto i) CNNFAST_INLINE_LAMBDA { g[i.value] = first[i.value]; });
-    for (int tap = kLane; tap < kKernelTaps; ++tap) g[tap] = load_strided(from + tap, weight.m);
+  if (lanes == kLane && weight.s == 1 && weight.r == kWinogradTaps) {
+    Vec<float> last[4];
+    load_transposed<8>(from, weight.m, g);
+    load_transposed<4>(from + kKernelTaps - 4, weight.m, last);
+    g[kKernelTaps - 1] = last[3];
     return;
   }
   float taps[kKernelTaps][kLane] = {};
@@ -90,14 +93,18 @@ static void winograd_pack_weight(const WinogradConv& conv, GatherWeight<const fl
 static void multiply_element(int64_t tiles, int64_t depth, const float* v, int64_t v_pitch, const float* u, float* m,
                              int64_t m_pitch, bool accumulate, const float* next) {
   constexpr int64_t kWidth = kPanelWidth<float>, kLine = 64 / sizeof(float);
+  const int64_t chain = even_part(depth, kWinogradChain);
   const RowPanels rows(tiles);
   for (int64_t row = 0; row < rows.count; ++row) {
     for (int64_t i = row * depth / rows.count * kWidth; i < (row + 1) * depth / rows.count * kWidth; i += kLine)
       __builtin_prefetch(next + i, 0, 2);
     const int64_t t = rows.begin(row);
     with_constant<1, kTileRows>(rows.rows(row), [&](auto count) {
-      multiply_tile<float, count.value, kTileVectors>(depth, v + t * v_pitch, v_pitch, 1, u, kWidth, m + t * m_pitch,
-                                                      m_pitch, accumulate);
+      for (int64_t k = 0; k < depth; k += chain) {
+        multiply_tile<float, count.value, kTileVectors>(min(chain, depth - k), v + t * v_pitch + k, v_pitch, 1,
+                                                        u + k * kWidth, kWidth, m + t * m_pitch, m_pitch,
+                                                        accumulate || k > 0);
+      }
     });
   }
 }
@@ -144,18 +151,19 @@ struct TileOutput {
   int64_t channels, rows, columns;
 };
 
-static void write_tile_output(const Vec<float> (&y)[kWinogradOutputs][kWinogradOutputs], const TileOutput& out) {
+CNNFAST_INLINE void write_tile_row(const Vec<float> (&y)[kWinogradOutputs], const TileOutput& out, int64_t row) {
   const bool whole = out.channels == kLanes<float>;
+  float* to = out.data + row * out.stride.h;
   if (whole && out.stride.c == 1) {
-    for (int64_t i = 0; i < out.rows; ++i)
-      for (int64_t j = 0; j < out.columns; ++j) store_vec(out.data + i * out.stride.h + j * out.stride.w, y[i][j]);
-  } else if (whole && out.stride.w == 1 && out.columns == kWinogradOutputs) {
-    for (int64_t i = 0; i < out.rows; ++i) store_transposed(y[i], out.data + i * out.stride.h, out.stride.c);
+    unroll<kWinogradOutputs>([&](auto j) CNNFAST_INLINE_LAMBDA {
+      if (j.value < out.columns) store_vec(to + j.value * out.stride.w, y[j.value]);
+    });
+  } else if (whole && out.stride.w == 1) {
+    with_constant<1, kWinogradOutputs>(
+        out.columns, [&](auto columns) CNNFAST_INLINE_LAMBDA { store_transposed<columns.value>(y, to, out.stride.c); });
   } else {
-    for (int64_t i = 0; i < out.rows; ++i)
-      for (int64_t j = 0; j < out.columns; ++j)
-        for (int64_t lane = 0; lane < out.channels; ++lane)
-          out.data[i * out.stride.h + j * out.stride.w + lane * out.stride.c] = y[i][j][lane];
+    for (int64_t j = 0; j < out.columns; ++j)
+      for (int64_t lane = 0; lane < out.channels; ++lane) to[j * out.stride.w + lane * out.stride.c] = y[j][lane];
   }
 }
 
@@ -177,14 +185,14 @@ static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPa
                                min<int64_t>(kWinogradOutputs, conv.P - p), min<int64_t>(kWinogradOutputs, conv.Q - q)};
           const Vec<float> bias = job.bias != nullptr ? load_partial(job.bias + k, out.channels) : Vec<float>{};
           const float* m = products + (strip.number - chunk.first + t) * planes.pitch + k - part.begin;
-          Vec<float> y[kWinogradOutputs][kWinogradOutputs];
+          Vec<float> y[kWinogradOutputs];
           transform_both_ways<WinogradTile::output(), false, Vec<float>>(
               [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(m + (i * kWinogradSize + j) * planes.plane); },
               [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
                 probe += value - value;  // zero, unless it is not finite
-                y[i][j] = clip(value + bias);
+                y[j] = clip(value + bias);
+                if (j == kWinogradOutputs - 1 && i < out.rows) write_tile_row(y, out, i);
               });
-          write_tile_output(y, out);
         }
       }
     }

@@ -64,16 +64,16 @@ struct TileSource {
 
 // to[j][channel] = from[channel][j] of one block of channels.
 static void stage_transposed(const float* from, int64_t channel, int64_t channels, int64_t columns, float* to) {
-  constexpr int kLane = kLanes<float>;
-  if (channels < kChannelBlock || columns < kLane)
+  constexpr int64_t kColumns = 4;
+  if (channels < kChannelBlock || columns < kColumns)
     return transpose(from, channel, channels, columns, to, kChannelBlock);
-  for (int64_t j = 0; j < columns; j += kLane) {
-    if (j + kLane > columns) j = columns - kLane;
-    for (int64_t v = 0; v < kChannelBlock; v += kLane) {
-      Vec<float> pixels[kLane];
-      load_transposed(from + v * channel + j, channel, pixels);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLane; ++i) store_vec(to + (j + i) * kChannelBlock + v, pixels[i]);
+  for (int64_t j = 0; j < columns; j += kColumns) {
+    if (j + kColumns > columns) j = columns - kColumns;
+    for (int64_t v = 0; v < kChannelBlock; v += kLanes<float>) {
+      Vec<float> pixels[kColumns];
+      load_transposed<kColumns>(from + v * channel + j, channel, pixels);
+#pragma GCC unroll 4
+      for (int i = 0; i < kColumns; ++i) store_vec(to + (j + i) * kChannelBlock + v, pixels[i]);
     }
   }
 }
