@@ -5,8 +5,8 @@
 //   Y = A^T [(G g G^T) * (B^T d B)] A      (Lavin & Gray, arXiv 1509.09308), d the 4x4 input tile, g the 3x3 kernel
 //
 // One register of windows (consecutive pooled columns) at a time: the input transform runs over windows, on even and
-// odd input columns stored apart (see direct_width.h); the products run over output channels, 4 windows x 3 registers
-// as in direct_channels.h; so does the inverse transform. Everything of one step stays in the first two cache levels.
+// odd input columns stored apart (see direct_width.h); the products run over output channels, kWindowBlock windows x 3
+// registers; so does the inverse transform. Everything of one step stays in the first two cache levels.
 //
 // Its rounding differs from the direct sum's and could let another element of a near-tie win, so gradients do not use
 // it. It also turns an infinity into NaN (inf - inf); a window whose result is not finite is computed again, directly.
@@ -22,6 +22,9 @@
 namespace cnnfast::CNNFAST_ISA {
 
 using PoolTile = Winograd<2, 3>;
+
+// Windows that are multiplied at a time: with 3 registers of channels their sums fill AVX2's registers, or AVX-512's.
+constexpr int kWindowBlock = CNNFAST_VECTOR_BYTES == 64 ? 8 : 4;
 
 constexpr int kTransformed = PoolTile::kSize * PoolTile::kSize;  // elements of a transformed tile
 
@@ -44,7 +47,7 @@ CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, 
   Vec<float> sum[kWindows][kVectors] = {};
   for (int64_t c = 0; c < C; ++c, v += kLane, u += kVectors * kLane)
     multiply_step([&](int p) CNNFAST_INLINE_LAMBDA { return v[p]; }, u, sum);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < kWindows; ++p)
 #pragma GCC unroll 3
     for (int n = 0; n < kVectors; ++n) store_vec(m + (p * kVectors + n) * kLane, sum[p][n]);
@@ -53,24 +56,16 @@ CNNFAST_INLINE void multiply_windows(int64_t C, const float* u, const float* v, 
 template <int kVectors>
 void multiply_elements(int64_t C, int64_t windows, const float* u, const float* v, float* m) {
   constexpr int64_t kLane = kLanes<float>;
+  const int64_t blocks = ceil_div(windows, kWindowBlock);
   for (int element = 0; element < kTransformed; ++element) {
     const float* ue = u + element * C * kVectors * kLane;
     const float* ve = v + element * C * kLane;
     float* me = m + element * kLane * kVectors * kLane;
-    int64_t p = 0;
-    for (; p + 4 <= windows; p += 4) multiply_windows<kVectors, 4>(C, ue, ve + p, me + p * kVectors * kLane);
-    switch (windows - p) {
-      case 3:
-        multiply_windows<kVectors, 3>(C, ue, ve + p, me + p * kVectors * kLane);
-        break;
-      case 2:
-        multiply_windows<kVectors, 2>(C, ue, ve + p, me + p * kVectors * kLane);
-        break;
-      case 1:
-        multiply_windows<kVectors, 1>(C, ue, ve + p, me + p * kVectors * kLane);
-        break;
-      default:
-        break;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t p = block * windows / blocks, count = (block + 1) * windows / blocks - p;
+      with_constant<1, kWindowBlock>(count, [&](auto constant) CNNFAST_INLINE_LAMBDA {
+        multiply_windows<kVectors, constant.value>(C, ue, ve + p, me + p * kVectors * kLane);
+      });
     }
   }
 }

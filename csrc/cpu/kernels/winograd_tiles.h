@@ -183,18 +183,19 @@ struct WinogradMemory {
 
 // Whether Winograd takes less time than summing directly, counted in multiply-adds: as many as a core does meanwhile, a
 // transform takes kTile for a channel of a tile, `kernel` for the weights (or sums) of a pair of channels. Measured on
-// Zen 4, where direct sums reach 80 % of the speed of Winograd's products.
+// Zen 4, where direct sums reach 80 % of the speed of Winograd's products, and on Emerald Rapids, where multiply-adds
+// of 64 bytes gain more than the transforms' loads and stores.
 static bool winograd_pays(const WinogradConv& conv) {
   constexpr int64_t kMostWeightBytes = int64_t{256} << 20;  // transformed, four times as many as given
   if (kWinogradElements * conv.C * conv.K * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes) return false;
   const double kernel = conv.dense_taps ? 300 : 600;
-  constexpr double kTile = 800, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
-  const double pairs = static_cast<double>(conv.C) * static_cast<double>(conv.K);
+  constexpr double kTile = CNNFAST_VECTOR_BYTES == 64 ? 1100 : 800, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
+  const double C = static_cast<double>(conv.C), K = static_cast<double>(conv.K);
+  const double multiplied = static_cast<double>(round_up(conv.K, kPanelWidth<float>));
   const double pixels = static_cast<double>(conv.N * conv.P * conv.Q);
   const double tiles =
       static_cast<double>(conv.N * ceil_div(conv.P, kWinogradOutputs) * ceil_div(conv.Q, kWinogradOutputs));
-  return tiles * (kWinogradElements * pairs + kTile * static_cast<double>(conv.C + conv.K)) + kernel * pairs <
-         kDirect * pixels * pairs;
+  return tiles * (kWinogradElements * C * multiplied + kTile * (C + K)) + kernel * C * K < kDirect * pixels * C * K;
 }
 
 // The strips, and chunks of `chunk_tiles` or so.
