@@ -15,36 +15,48 @@ static inline int64_t sums_panel(const WinogradConv& conv, int64_t panel) {
   return panel * kWinogradElements * element_pitch(conv.C);
 }
 
+// The nine taps of the first `lanes` output channels, for each of kChannels source channels.
+template <int kChannels>
+CNNFAST_INLINE void store_taps(const Vec<float> (&g)[kChannels][kKernelTaps], int64_t lanes,
+                               const GatherWeight<float>& weight, float* to) {
+  const auto place = [&](int tap) { return tap / kWinogradTaps * weight.r + tap % kWinogradTaps * weight.s; };
+  int tap = 0;
+  if (lanes == kLanes<float> && kChannels == kTapChannels && weight.c == 1) {
+    for (; tap < kKernelTaps; ++tap)
+      store_transposed({g[0][tap], g[1 % kChannels][tap], g[2 % kChannels][tap], g[3 % kChannels][tap]},
+                       to + place(tap), weight.m);
+  } else if (lanes == kLanes<float> && kChannels == 1 && weight.s == 1 && weight.r == kWinogradTaps) {
+    for (; tap + 4 <= kKernelTaps; tap += 4)
+      store_transposed({g[0][tap], g[0][tap + 1], g[0][tap + 2], g[0][tap + 3]}, to + tap, weight.m);
+  }
+  for (; tap < kKernelTaps; ++tap)
+    for (int c = 0; c < kChannels; ++c)
+      for (int64_t lane = 0; lane < lanes; ++lane) to[lane * weight.m + c * weight.c + place(tap)] = g[c][tap][lane];
+}
+
 // grad_weight = G^T sums G of one panel. False if it is not finite.
 static bool write_weight(const WinogradConv& conv, const GatherWeight<float>& grad_weight, const float* sums,
                          int64_t panel) {
   constexpr int64_t kLane = kLanes<float>, kWidth = kPanelWidth<float>;
   const int64_t pitch = element_pitch(conv.C);
-  const bool dense = grad_weight.s == 1 && grad_weight.r == kWinogradTaps;
   Vec<float> probe{};
-  for (int64_t c = 0; c < conv.C; ++c, sums += kWidth) {
+  for_each_kernel(conv.C, grad_weight.c == 1, [&](int64_t c, auto channels) {
     for (int64_t v = 0; v < kWidth; v += kLane) {
       const int64_t k = panel * kWidth + v, lanes = min(kLane, conv.K - k);
       if (lanes <= 0) break;
-      Vec<float> g[kKernelTaps];
-      transform_both_ways<WinogradTile::filter().transposed(), false, Vec<float>>(
-          [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(sums + (i * kWinogradSize + j) * pitch + v); },
-          [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
-            probe += value - value;  // zero, unless it is not finite
-            g[i * kWinogradTaps + j] = value;
-          });
-      float* to = grad_weight.data + k * grad_weight.m + c * grad_weight.c;
-      int tap = 0;
-      if (dense && lanes == kLane) {
-        for (; tap + 4 <= kKernelTaps; tap += 4)
-          store_transposed({g[tap], g[tap + 1], g[tap + 2], g[tap + 3]}, to + tap, grad_weight.m);
-      }
-      for (; tap < kKernelTaps; ++tap)
-        for (int64_t lane = 0; lane < lanes; ++lane)
-          to[lane * grad_weight.m + tap / kWinogradTaps * grad_weight.r + tap % kWinogradTaps * grad_weight.s] =
-              g[tap][lane];
+      Vec<float> g[channels.value][kKernelTaps];
+      unroll<channels.value>([&](auto channel) CNNFAST_INLINE_LAMBDA {
+        const float* from = sums + (c + channel.value) * kWidth + v;
+        transform_both_ways<WinogradTile::filter().transposed(), false, Vec<float>>(
+            [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(from + (i * kWinogradSize + j) * pitch); },
+            [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
+              probe += value - value;  // zero, unless it is not finite
+              g[channel.value][i * kWinogradTaps + j] = value;
+            });
+      });
+      store_taps<channels.value>(g, lanes, grad_weight, grad_weight.data + k * grad_weight.m + c * grad_weight.c);
     }
-  }
+  });
   return !any_lane(probe != Vec<float>{});
 }
 

@@ -20,49 +20,78 @@ constexpr int64_t kWinogradChain = 64;
 constexpr int kKernelTaps = kWinogradTaps * kWinogradTaps;
 constexpr int64_t kTapsAhead = 16;  // source channels whose weights are asked for ahead of their transform
 
-// The nine taps of kLanes output channels; beyond `lanes` they are zero.
+// Source channels whose kernels are loaded together where they are neighbours (weights in channels_last).
+constexpr int kTapChannels = 4;
+
+// Calls body(c, Constant{how many from c on}) for all source channels: kTapChannels of them, or 1.
+template <class Body>
+CNNFAST_INLINE void for_each_kernel(int64_t channels, bool neighbours, const Body& body) {
+  int64_t c = 0;
+  for (; neighbours && c + kTapChannels <= channels; c += kTapChannels) body(c, Constant<kTapChannels>{});
+  for (; c < channels; ++c) body(c, Constant<1>{});
+}
+
+// The nine taps of kLanes output channels, for each of kChannels source channels; beyond `lanes` they are zero.
+template <int kChannels>
 CNNFAST_INLINE void load_taps(const float* from, const GatherWeight<const float>& weight, int64_t lanes,
-                              Vec<float> (&g)[kKernelTaps]) {
+                              Vec<float> (&g)[kChannels][kKernelTaps]) {
   constexpr int kLane = kLanes<float>;
-  if (lanes == kLane && weight.s == 1 && weight.r == kWinogradTaps) {
+  const auto place = [&](int tap) { return tap / kWinogradTaps * weight.r + tap % kWinogradTaps * weight.s; };
+  if (lanes == kLane && weight.m == 1) {
+    unroll<kChannels * kKernelTaps>([&](auto i) CNNFAST_INLINE_LAMBDA {
+      constexpr int c = i.value / kKernelTaps, tap = i.value % kKernelTaps;
+      g[c][tap] = load_vec(from + c * weight.c + place(tap));
+    });
+  } else if (kChannels == kTapChannels && lanes == kLane && weight.c == 1) {
+    unroll<kKernelTaps>([&](auto tap) CNNFAST_INLINE_LAMBDA {
+      Vec<float> channel[kTapChannels];
+      load_transposed<kTapChannels>(from + place(tap.value), weight.m, channel);
+      unroll<kChannels>([&](auto c) CNNFAST_INLINE_LAMBDA { g[c.value][tap.value] = channel[c.value]; });
+    });
+  } else if (kChannels == 1 && lanes == kLane && weight.s == 1 && weight.r == kWinogradTaps) {
     Vec<float> last[4];
-    load_transposed<8>(from, weight.m, g);
+    load_transposed<8>(from, weight.m, g[0]);
     load_transposed<4>(from + kKernelTaps - 4, weight.m, last);
-    g[kKernelTaps - 1] = last[3];
-    return;
+    g[0][kKernelTaps - 1] = last[3];
+  } else {
+    for (int c = 0; c < kChannels; ++c) {
+      float taps[kKernelTaps][kLane] = {};
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        for (int tap = 0; tap < kKernelTaps; ++tap) taps[tap][lane] = from[lane * weight.m + c * weight.c + place(tap)];
+      for (int tap = 0; tap < kKernelTaps; ++tap) g[c][tap] = load_vec(taps[tap]);
+    }
   }
-  float taps[kKernelTaps][kLane] = {};
-  for (int64_t lane = 0; lane < lanes; ++lane, from += weight.m)
-    for (int tap = 0; tap < kKernelTaps; ++tap)
-      taps[tap][lane] = from[tap / kWinogradTaps * weight.r + tap % kWinogradTaps * weight.s];
-  for (int tap = 0; tap < kKernelTaps; ++tap) g[tap] = load_vec(taps[tap]);
 }
 
 // Pitch of an element in a block of `depth` transformed weights; as TilePlanes::plane, no multiple of 4 KB.
 static inline int64_t element_pitch(int64_t depth) { return depth * kPanelWidth<float> + 16; }
 
-// G g G^T of one panel of output channels and source channels [c, c + depth), as [element][depth][kPanelWidth], zero
-// beyond K.
+// G g G^T of one panel of output channels and source channels [first, first + depth), as [element][depth][kPanelWidth],
+// zero beyond K.
 static void transform_weight(const WinogradConv& conv, const GatherWeight<const float>& weight, int64_t panel,
-                             int64_t c, int64_t depth, float* transformed) {
+                             int64_t first, int64_t depth, float* transformed) {
   constexpr int64_t kLane = kLanes<float>, kWidth = kPanelWidth<float>;
   const int64_t pitch = element_pitch(depth);
-  for (int64_t end = c + depth; c < end; ++c, transformed += kWidth) {
+  for_each_kernel(depth, weight.c == 1, [&](int64_t c, auto channels) {
     for (int64_t v = 0; v < kWidth; v += kLane) {
       const int64_t k = panel * kWidth + v, lanes = max(min(kLane, conv.K - k), int64_t{0});
+      const float* from = weight.data + k * weight.m + (first + c) * weight.c;
       // More rows than the processor follows, pages apart.
-      if (conv.dense_taps && lanes == kLane && c + kTapsAhead < conv.C) {
+      if (weight.c > 1 && weight.m > 1 && lanes == kLane && first + c + kTapsAhead < conv.C) {
         for (int64_t lane = 0; lane < kLane; ++lane)
-          __builtin_prefetch(weight.data + (k + lane) * weight.m + (c + kTapsAhead) * weight.c, 0, 3);
+          __builtin_prefetch(from + lane * weight.m + kTapsAhead * weight.c, 0, 3);
       }
-      Vec<float> g[kKernelTaps];
-      load_taps(weight.data + k * weight.m + c * weight.c, weight, lanes, g);
-      transform_both_ways<WinogradTile::filter(), true, Vec<float>>(
-          [&](int i, int j) CNNFAST_INLINE_LAMBDA { return g[i * kWinogradTaps + j]; },
-          [&](int i, int j, Vec<float> value)
-              CNNFAST_INLINE_LAMBDA { store_vec(transformed + (i * kWinogradSize + j) * pitch + v, value); });
+      Vec<float> g[channels.value][kKernelTaps];
+      load_taps<channels.value>(from, weight, lanes, g);
+      unroll<channels.value>([&](auto channel) CNNFAST_INLINE_LAMBDA {
+        float* to = transformed + (c + channel.value) * kWidth + v;
+        transform_both_ways<WinogradTile::filter(), true, Vec<float>>(
+            [&](int i, int j) CNNFAST_INLINE_LAMBDA { return g[channel.value][i * kWinogradTaps + j]; },
+            [&](int i, int j, Vec<float> value)
+                CNNFAST_INLINE_LAMBDA { store_vec(to + (i * kWinogradSize + j) * pitch, value); });
+      });
     }
-  }
+  });
 }
 
 // Blocks of source channels that are summed at a time.

@@ -184,7 +184,8 @@ struct WinogradMemory {
 // Whether Winograd takes less time than summing directly, counted in multiply-adds: as many as a core does meanwhile, a
 // transform takes kTile for a channel of a tile, `kernel` for the weights (or sums) of a pair of channels. Measured on
 // Zen 4, where direct sums reach 80 % of the speed of Winograd's products, and on Emerald Rapids, where multiply-adds
-// of 64 bytes gain more than the transforms' loads and stores.
+// of 64 bytes gain more than the transforms' loads and stores. (Direct sums have weights to pack, too; those in
+// channels_last they pack the faster.)
 static bool winograd_pays(const WinogradConv& conv) {
   constexpr int64_t kMostWeightBytes = int64_t{256} << 20;  // transformed, four times as many as given
   if (kWinogradElements * conv.C * conv.K * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes) return false;
