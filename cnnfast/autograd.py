@@ -23,6 +23,8 @@ from torch.autograd import Function, forward_ad
 from .library import op
 
 _conv2d_forward = op("conv2d_forward")
+_conv2d_pack_weight = op("conv2d_pack_weight")
+_conv2d_packed_forward = op("conv2d_packed_forward")
 _conv2d_backward = op("conv2d_backward")
 _conv2d_relu_backward = op("conv2d_relu_backward")
 _conv_transpose2d_forward = op("conv_transpose2d_forward")
@@ -37,7 +39,9 @@ _avg_pool2d_forward = op("avg_pool2d_forward")
 _avg_pool2d_backward = op("avg_pool2d_backward")
 
 CLIPPED = 255  # csrc/common/shape.h, kClipped
-_NO_ACTIVATION, _RELU, _RELU6 = range(3)  # csrc/common/activation.h
+_NO_ACTIVATION, _RELU = range(2)  # csrc/common/activation.h
+# What is kept for so many sizes of input at most. Most are of one packing: it begins with so many floats that tell.
+_KEPT_LAYOUTS, _PACKED_HEADER = 8, 16
 
 Ints = Sequence[int]
 Options = tuple[Any, ...]
@@ -165,9 +169,31 @@ class Conv2dReLU(Op):
         return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
 
 
-def conv2d_relu6(*args: Any) -> Tensor:
-    """As ``Conv2d.compute``; without a gradient, on the CPU."""
-    return _conv2d_forward(*args, _RELU6)
+def conv2d_constant(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Options,
+    activation: int,
+    packed: dict[Any, Tensor] | None,
+) -> Tensor:
+    """The convolution, then activation 0 (none), 1 (ReLU) or 2 (ReLU6), of weights that do not change while ``packed``
+    is the same: what they were packed to is kept there. Without a gradient, on the CPU."""
+    if packed is None:
+        return _conv2d_forward(input, weight, bias, options, activation)
+    layout = (input.shape, input.stride(), options)
+    kept = packed.get(layout)
+    if kept is None:
+        if len(packed) >= _KEPT_LAYOUTS:
+            packed.clear()
+        kept = _conv2d_pack_weight(input, weight, options)
+        for other in list(packed.values()):
+            if torch.equal(other[:_PACKED_HEADER].view(torch.int32), kept[:_PACKED_HEADER].view(torch.int32)):
+                kept = other
+        packed[layout] = kept
+    if kept.numel() > 0:
+        return _conv2d_packed_forward(input, weight, bias, kept, options, activation)
+    return _conv2d_forward(input, weight, bias, options, activation)
 
 
 class Conv2dReLUMaxPool2d(Op):

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, and kept folded for as long as neither changes.
+"""BatchNorm folded into the convolution before it, and kept folded and packed for as long as neither changes.
 
 What is kept belongs to one convolution and vanishes with it; no copy, pickle or state_dict knows of it. It is used
 while every tensor that it was made of is the same memory, at the same version and with the same fingerprint: the latter
@@ -18,17 +18,24 @@ from torch.autograd import forward_ad
 from . import library
 from .nn import Conv2d
 
-__all__ = ["folded", "repack"]
+__all__ = ["Folded", "folded", "repack"]
 
 _fingerprint = library.op("fingerprint")
 
 
-class _Folded(NamedTuple):
+class Folded(NamedTuple):
+    """Weight and bias of one convolution, and what its weight was packed to where it is kept (None: it is not)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    packed: dict[Any, Tensor] | None
+
+
+class _Kept(NamedTuple):
     state: tuple[tuple[Any, ...] | None, ...]
     fingerprint: int
     eps: float
-    weight: Tensor
-    bias: Tensor
+    folded: Folded
 
     def is_of(self, tensors: tuple[Tensor | None, ...], eps: float) -> bool:
         return (
@@ -36,14 +43,15 @@ class _Folded(NamedTuple):
         )
 
 
-_kept: weakref.WeakKeyDictionary[nn.Module, _Folded] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
 
 
 def repack(module: nn.Module) -> None:
     """Forgets what was made of the parameters of a module; it is made anew at the next call.
 
     Needed only after a small part of a parameter was written through ``parameter.data`` or a NumPy view of it: all else
-    is noticed. What is kept of a model costs the memory of its convolutions' weights; this gives it back, too.
+    is noticed. What is kept of a model costs the memory of its convolutions' weights once or, where they are read from
+    a copy in the kernels' order, twice; this gives it back, too.
 
     Args:
         module: a converted module, whose children count as well. Others have nothing to forget.
@@ -57,7 +65,7 @@ def repack(module: nn.Module) -> None:
         _kept.pop(child, None)
 
 
-def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
+def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     """Weight and bias of the one convolution that does both; None where the two must run, or are the faster so."""
     mean, var = bn.running_mean, bn.running_var
     if bn.training and not torch.compiler.is_compiling():
@@ -70,14 +78,17 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Ten
     if not _is_transformed():
         kept = _kept.get(conv)
         if kept is not None and kept.is_of(tensors, bn.eps):
-            return kept.weight, kept.bias
+            return kept.folded
         if all(tensor is None or _may_be_kept(tensor) for tensor in tensors):
             state = tuple(map(_state, tensors))
-            kept = _kept[conv] = _Folded(state, _fingerprint(*tensors), bn.eps, *_fold(*tensors, bn.eps))
-            return kept.weight, kept.bias
+            folded = Folded(*_fold(*tensors, bn.eps), packed={})
+            _kept[conv] = _Kept(state, _fingerprint(*tensors), bn.eps, folded)
+            return folded
     # Folded at each call, it must cost less than the BatchNorm does.
     pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
-    return _fold(*tensors, bn.eps) if conv.weight.numel() <= pixels * conv.out_channels else None
+    if conv.weight.numel() > pixels * conv.out_channels:
+        return None
+    return Folded(*_fold(*tensors, bn.eps), packed=None)
 
 
 def _state(tensor: Tensor | None) -> tuple[Any, ...] | None:

@@ -35,6 +35,7 @@ from .routing import to_torch, why_not
 
 __all__ = list(routing.OPS)
 
+_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}  # csrc/common/activation.h
 _MAX_CODED_WINDOW = 254  # csrc/common/shape.h, kMaxCodedWindow
 
 
@@ -104,7 +105,7 @@ def conv2d_relu(
     return _run(name, compiling, (input, weight, bias), options)
 
 
-def conv2d_relu6(
+def conv2d_constant(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -112,8 +113,11 @@ def conv2d_relu6(
     padding: str | IntOrPair,
     dilation: IntOrPair,
     groups: int,
+    activation: Literal["none", "relu", "relu6"],
+    packed: dict[Any, Tensor] | None,
 ) -> Tensor | None:
-    """``relu6(conv2d(...))`` in one pass, or None where there is none: not on the CPU, not on own kernels.
+    """``activation(conv2d(...))`` in one pass, of weights that do not change while ``packed`` is the same dictionary,
+    where they are kept packed; None where there is no such pass: not on the CPU, not on own kernels.
 
     For what convert has fused: nobody asks for a gradient, autocasts or compiles.
     """
@@ -122,7 +126,7 @@ def conv2d_relu6(
         return None
     R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(False, name, R, S, stride, padding, dilation, groups)
-    return autograd.conv2d_relu6(input, weight, bias, options)
+    return autograd.conv2d_constant(input, weight, bias, options, _ACTIVATIONS[activation], packed)
 
 
 def conv2d_relu_max_pool2d(

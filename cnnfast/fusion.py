@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as _nn_module
 
 from . import functional
-from .folding import folded
+from .folding import Folded, folded
 from .nn import Conv2d, MaxPool2d, ReLU, _padded
 from .tracing import NotTraceable, trace
 
@@ -318,16 +318,17 @@ def run_block(
                 input = module.forward(input) if "_stands_in" in module.__dict__ else module(input)
         return input
     assert isinstance(conv, Conv2d)
-    weight, bias = parameters
+    weight, bias, packed = parameters
     input, padding = _padded(conv, input)
     arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+    # With a BatchNorm that is folded, no gradient is wanted.
+    if bn is not None and pool is None and (name := _name_of(activation)) is not None:
+        output = functional.conv2d_constant(*arguments, name, packed)
+        if output is not None:
+            return output
     if type(activation) not in _RELUS:
-        # With a BatchNorm that is folded, so that no gradient is wanted.
-        clips = isinstance(activation, nn.ReLU6) and (activation.min_val, activation.max_val) == (0, 6)
-        output = functional.conv2d_relu6(*arguments) if clips else None
-        if output is None:
-            output = functional.conv2d(*arguments)
-            output = output if activation is None else activation(output)
+        output = functional.conv2d(*arguments)
+        output = output if activation is None else activation(output)
         return output if pool is None else pool(output)
     if pool is None:
         return functional.conv2d_relu(*arguments)
@@ -342,7 +343,16 @@ def run_block(
     )
 
 
-def _parameters(input: Tensor, *modules: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+def _name_of(activation: nn.Module | None) -> Literal["none", "relu", "relu6"] | None:
+    """What functional.conv2d_constant calls it; None for another."""
+    if activation is None:
+        return "none"
+    if isinstance(activation, nn.ReLU6):
+        return "relu6" if (activation.min_val, activation.max_val) == (0, 6) else None
+    return "relu" if type(activation) in _RELUS else None
+
+
+def _parameters(input: Tensor, *modules: nn.Module | None) -> Folded | None:
     """Weight and bias with which one convolution does what the modules do; None where somebody could tell."""
     if any(getattr(_nn_module, name) for name in _GLOBAL_HOOKS):
         return None
@@ -352,7 +362,7 @@ def _parameters(input: Tensor, *modules: nn.Module | None) -> tuple[Tensor, Tens
     conv, bn, _, _ = modules
     assert isinstance(conv, Conv2d)
     if bn is None:
-        return conv.weight, conv.bias
+        return Folded(conv.weight, conv.bias, None)
     assert isinstance(bn, nn.BatchNorm2d)
     return folded(input, conv, bn)
 

@@ -152,6 +152,9 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "conv2d_forward": lambda input, weight, bias, options, activation: _conv2d(
         input, weight, bias, *public_options("conv2d", options)
     ),
+    "conv2d_packed_forward": lambda input, weight, bias, packed, options, activation: _conv2d(
+        input, weight, bias, *public_options("conv2d", options)
+    ),
     "conv2d_relu": _conv2d,
     "conv2d_backward": _conv_backward,
     "conv2d_relu_backward": lambda grad_output, output, *args: _conv_backward(grad_output, *args),

@@ -54,6 +54,11 @@ void run_backward(const DirectConv2dKernels& kernels, const DirectConv2dBackward
 
 }  // namespace
 
+bool direct_conv2d_takes(const Conv2dShape& shape, const Strides& output) {
+  DirectConv2dPlan plan;
+  return plan_forward(shape, output, &plan) != nullptr;
+}
+
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
                            const float* bias, Activation activation, View<float> output) {
   DirectConv2dPlan plan;

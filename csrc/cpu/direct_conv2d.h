@@ -64,6 +64,9 @@ struct DirectConv2dKernels {
   void (*backward)(const DirectConv2dBackward&, int64_t slice, float* sums, char* workspace);
 };
 
+// Whether direct is the algorithm for the forward pass.
+bool direct_conv2d_takes(const Conv2dShape& shape, const Strides& output);
+
 // The launcher. False, with nothing done, if the algorithm does not take this shape or layout.
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
                            const float* bias, Activation activation, View<float> output);

@@ -1,6 +1,7 @@
 // The launcher side of `implicit_gemm`. Tasks and the order of every sum come from the plans, which see the shape only.
 #include "cpu/implicit_gemm.h"
 
+#include <cstring>
 #include <vector>
 
 #include "cpu/channels_last.h"
@@ -13,6 +14,18 @@ namespace {
 
 // Weight panels are packed at least this many elements at a time.
 constexpr int64_t kPackGrain = 1 << 14;
+
+// What packed weights look like, before them in memory where they are kept.
+struct PackedHeader {
+  int64_t vector_bytes, indirect, G, M, C, taps;
+  int64_t depth_channels, depth_taps;  // that are summed at a time
+};
+constexpr int64_t kHeaderFloats = 16;
+static_assert(sizeof(PackedHeader) == kHeaderFloats * sizeof(float));
+
+PackedHeader header_of(const GatherConv& conv, const GatherPlan& plan) {
+  return {cpu_kernels().vector_bytes, plan.indirect, conv.G, conv.M, conv.C, conv.taps(), plan.channels, plan.taps};
+}
 
 // One GatherConv of a call, and its place in the call's packed weights and tasks.
 template <class T>
@@ -38,11 +51,24 @@ class GatherCall {
     scratch_ = max(scratch_, plan.scratch_bytes);
   }
 
-  void run(GatherWeight<const T> weight, const T* bias, Activation activation) const {
+  int64_t packed_weight() const { return packed_; }
+  PackedHeader header() const { return header_of(gathers_[0].conv, gathers_[0].plan); }
+
+  void run(GatherWeight<const T> weight, const T* bias, Activation activation, const float* kept = nullptr) const {
     if (tasks_ == 0) return;
-    const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
+    if constexpr (std::is_same_v<T, float>) {
+      const PackedHeader header = this->header();
+      if (kept != nullptr && std::memcmp(kept, &header, sizeof header) == 0)
+        return gather(kept + kHeaderFloats, bias, activation);
+    }
     Workspace workspace(Workspace::needed<Compute<T>>(packed_));
     Compute<T>* packed = workspace.take<Compute<T>>(packed_);
+    pack(weight, packed);
+    gather(packed, bias, activation);
+  }
+
+  void pack(GatherWeight<const T> weight, Compute<T>* packed) const {
+    const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
     parallel_ranges(panels_, max<int64_t>(kPackGrain * panels_ / max<int64_t>(packed_, 1), 1),
                     [&](int64_t begin, int64_t end) {
                       for (int64_t i = begin; i < end; ++i) {
@@ -50,6 +76,11 @@ class GatherCall {
                         kernels.pack_weight(g.conv, g.plan, weight, packed + g.packed, i - g.first_panel);
                       }
                     });
+  }
+
+ private:
+  void gather(const Compute<T>* packed, const T* bias, Activation activation) const {
+    const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
     parallel_tasks(tasks_, [&](int64_t i) {
       const Gather<T>& g = at(i, &Gather<T>::first_task);
       Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(scratch_)));
@@ -58,7 +89,6 @@ class GatherCall {
     });
   }
 
- private:
   // The last gather whose `first` is not beyond `index`.
   const Gather<T>& at(int64_t index, int64_t Gather<T>::*first) const {
     size_t low = 0, high = gathers_.size();
@@ -114,23 +144,49 @@ void through_channels_last(const Conv2dShape& s, PlanesSize from, View<const flo
   }
 }
 
+template <class T>
+GatherWeight<const T> forward_weight(const Conv2dShape& s, View<const T> weight) {
+  const Strides& w = weight.stride;
+  return {weight.data, s.K / s.G * w.n, w.n, w.c, w.h, w.w};
+}
+
+// The call that implicit_gemm_forward makes in the end, without data.
+GatherCall<float> forward_call(const Conv2dShape& s, const Strides& input, const Strides& output) {
+  const bool copies = pays_to_copy(s, input, output);
+  GatherCall<float> call({nullptr, copies ? input_size(s).channels_last() : input});
+  call.add(forward_gather(s), {nullptr, copies ? output_size(s).channels_last() : output});
+  return call;
+}
+
 }  // namespace
 
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           Activation activation, View<T> output) {
+                           Activation activation, View<T> output, const float* kept) {
   if constexpr (std::is_same_v<T, float>) {
     if (pays_to_copy(shape, input.stride, output.stride)) {
       return through_channels_last(shape, input_size(shape), input, output_size(shape), output,
                                    [&](const Conv2dShape& part, View<const float> x, View<float> y) {
-                                     implicit_gemm_forward<T>(part, x, weight, bias, activation, y);
+                                     implicit_gemm_forward<T>(part, x, weight, bias, activation, y, kept);
                                    });
     }
   }
-  const Strides& w = weight.stride;
   GatherCall<T> call(input);
   call.add(forward_gather(shape), output);
-  call.run({weight.data, shape.K / shape.G * w.n, w.n, w.c, w.h, w.w}, bias, activation);
+  call.run(forward_weight(shape, weight), bias, activation, kept);
+}
+
+int64_t implicit_gemm_packed_floats(const Conv2dShape& shape, const Strides& input, const Strides& output) {
+  constexpr int64_t kSlack = Workspace::kSlackBytes / sizeof(float);
+  return kHeaderFloats + forward_call(shape, input, output).packed_weight() + kSlack;
+}
+
+void implicit_gemm_pack(const Conv2dShape& shape, const Strides& input, const Strides& output, View<const float> weight,
+                        float* packed) {
+  const GatherCall<float> call = forward_call(shape, input, output);
+  const PackedHeader header = call.header();
+  std::memcpy(packed, &header, sizeof header);
+  call.pack(forward_weight(shape, weight), packed + kHeaderFloats);
 }
 
 template <class T>
@@ -198,11 +254,11 @@ void sum_over_pixels(int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> g
   }
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                     \
-  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, Activation,      \
-                                      View<T>);                                                                    \
-  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>); \
-  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);          \
+#define CNNFAST_INSTANTIATE(T)                                                                                         \
+  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, Activation, View<T>, \
+                                      const float*);                                                                   \
+  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);     \
+  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);              \
   template void sum_over_pixels(int64_t, int64_t, int64_t, int64_t, View<const T>, T*);
 CNNFAST_INSTANTIATE(float)
 CNNFAST_INSTANTIATE(double)

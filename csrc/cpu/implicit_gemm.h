@@ -8,10 +8,16 @@
 
 namespace cnnfast {
 
-// bias [K] may be null.
+// bias [K] may be null. `kept` are weights that implicit_gemm_pack has packed, for this shape or another: what does not
+// fit is not used. Null: there are none.
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           Activation activation, View<T> output);
+                           Activation activation, View<T> output, const float* kept = nullptr);
+
+// Packs weights for many calls; into as many floats, which are aligned as registers are.
+int64_t implicit_gemm_packed_floats(const Conv2dShape& shape, const Strides& input, const Strides& output);
+void implicit_gemm_pack(const Conv2dShape& shape, const Strides& input, const Strides& output, View<const float> weight,
+                        float* packed);
 
 // Also the forward pass of the transposed convolution, whose bias [C] may be null.
 template <class T>

@@ -64,14 +64,20 @@ bool is_winograd(const Conv2dShape& s) {
 
 bool dense_taps(const Strides& weight) { return weight.w == 1 && weight.h == kWinogradTaps; }
 
-WinogradConv forward_of(const Conv2dShape& s, const Strides& weight) {
-  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight)};
+WinogradConv forward_of(const Conv2dShape& s, const Strides& weight, bool against_packed = false) {
+  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight), against_packed};
 }
 
 }  // namespace
 
 bool winograd_enabled() { return enabled().load(std::memory_order_relaxed); }
 bool set_winograd(bool value) { return enabled().exchange(value, std::memory_order_relaxed); }
+
+bool winograd_takes(const Conv2dShape& s, const Strides& weight, bool against_packed) {
+  WinogradPlan plan;
+  return is_winograd(s) &&
+         cpu_kernels().winograd_conv2d.plan(forward_of(s, weight, against_packed), thread_count(), &plan);
+}
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
                              Activation activation, View<float> output) {
@@ -87,8 +93,8 @@ bool winograd_conv2d_backward_input(const Conv2dShape& s, View<const float> grad
   if (!is_winograd(s)) return false;
   const int64_t last = kWinogradTaps - 1;
   const Strides& w = weight.stride;
-  const WinogradConv conv{s.N, s.K / s.G,        s.C / s.G,         s.P,          s.Q, s.H,
-                          s.W, last - s.pad_top, last - s.pad_left, dense_taps(w)};
+  const WinogradConv conv{s.N, s.K / s.G,        s.C / s.G,         s.P,           s.Q,  s.H,
+                          s.W, last - s.pad_top, last - s.pad_left, dense_taps(w), false};
   const GatherWeight<const float> turned{weight.at(0, 0, last, last), conv.C * w.n, w.c, w.n, -w.h, -w.w};
   return winograd_conv2d(s.G, conv, grad_output, turned, bias, Activation::none, grad_input);
 }

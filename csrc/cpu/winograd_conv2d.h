@@ -24,7 +24,8 @@ struct WinogradConv {
   int64_t N, C, K;
   int64_t H, W, P, Q;
   int64_t pad_top, pad_left;
-  bool dense_taps;  // a kernel's nine weights are neighbours in memory
+  bool dense_taps;      // a kernel's nine weights are neighbours in memory
+  bool against_packed;  // direct sums would find their weights packed
 };
 
 struct WinogradPlan {
@@ -76,6 +77,9 @@ struct WinogradConv2dKernels {
 // convolution, or the caller says otherwise. The setter returns what was set before.
 bool winograd_enabled();
 bool set_winograd(bool enabled);
+
+// Whether winograd is the algorithm for the forward pass.
+bool winograd_takes(const Conv2dShape& shape, const Strides& weight, bool against_packed);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,

@@ -75,13 +75,18 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
 }
 
 template <class Device>
+void check_activation(const char* op, int64_t activation) {
+  CNNFAST_CHECK(
+      activation >= 0 && activation <= static_cast<int64_t>(Device::kLastActivation), op,
+      ": activation must be 0 for none, 1 for ReLU or, on the CPU, 2 for ReLU6, but got activation=", activation);
+}
+
+template <class Device>
 Tensor conv2d_forward_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const IntList& options, int64_t activation) {
   constexpr const char* kOp = "conv2d_forward";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
-  CNNFAST_CHECK(
-      activation >= 0 && activation <= static_cast<int64_t>(Device::kLastActivation), kOp,
-      ": activation must be 0 for none, 1 for ReLU or, on the CPU, 2 for ReLU6, but got activation=", activation);
+  check_activation<Device>(kOp, activation);
   return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), static_cast<Activation>(activation));
 }
 

@@ -164,12 +164,17 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
   }
 }
 
-// All pixels of a block times one panel.
+// All pixels of a block times one panel. `next` is the panel that comes next, which is asked for meanwhile: of few
+// pixels, a task is done with its weights sooner than they come from memory.
 template <class A, int kRows, int kVectors>
 static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_t pixels, int64_t tap_distance,
-                           const A* weight, IndirectOutput<A> out) {
-  for (; pixels >= kRows; pixels -= kRows, rows += kRows, out.offsets += kRows)
+                           const A* weight, const A* next, IndirectOutput<A> out) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  const int64_t ahead = round_up(block.depth() * kVectors * kLanes<A> / max(pixels / kRows, int64_t{1}), kLine);
+  for (; pixels >= kRows; pixels -= kRows, rows += kRows, out.offsets += kRows, next += ahead) {
+    for (int64_t i = 0; i < ahead; i += kLine) __builtin_prefetch(next + i, 0, 2);
     indirect_tile<A, kRows, kVectors>(block, rows, tap_distance, weight, out);
+  }
   if (pixels > 0) {
     with_constant<1, kRows>(
         pixels, [&](auto count) { indirect_tile<A, count.value, kVectors>(block, rows, tap_distance, weight, out); });
@@ -189,9 +194,12 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
   for_each_depth_block(conv, plan, [&](const DepthBlock& depth) {
     const bool last = depth.before + depth.depth() == conv.taps() * conv.C;
     const A* const* rows = s.table.rows + depth.tap * plan.pixels.size;
-    for (int64_t p = part * panels.count / plan.panel_blocks; p < (part + 1) * panels.count / plan.panel_blocks; ++p) {
+    const int64_t begin = part * panels.count / plan.panel_blocks, end = (part + 1) * panels.count / plan.panel_blocks;
+    for (int64_t p = begin; p < end; ++p) {
       const int64_t m = g * conv.M + panels.begin(p);
       const A* weight = packed + indirect_offset<A>(conv, g, depth, p);
+      const A* next = weight + (p + 1 < end ? panels.width(p) * kLanes<A> : panels.padded()) * depth.depth();
+      if (p + 1 == end) next -= (panels.begin(p) - panels.begin(begin)) * depth.depth();
       const IndirectOutput<A> out{output.data + m,
                                   s.outputs,
                                   panels.lanes(p),
@@ -200,7 +208,7 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
                                   last && bias != nullptr ? bias + m : nullptr};
       with_constant<1, 3>(panels.width(p), [&](auto vectors) {
         indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
-                                                                             weight, out);
+                                                                             weight, next, out);
       });
     }
   });

@@ -185,11 +185,12 @@ struct WinogradMemory {
 // transform takes kTile for a channel of a tile, `kernel` for the weights (or sums) of a pair of channels. Measured on
 // Zen 4, where direct sums reach 80 % of the speed of Winograd's products, and on Emerald Rapids, where multiply-adds
 // of 64 bytes gain more than the transforms' loads and stores. (Direct sums have weights to pack, too; those in
-// channels_last they pack the faster.)
+// channels_last they pack the faster. Packed already, they alone are read in order, which counts for weights that
+// another layer has pushed out of the cache.)
 static bool winograd_pays(const WinogradConv& conv) {
   constexpr int64_t kMostWeightBytes = int64_t{256} << 20;  // transformed, four times as many as given
   if (kWinogradElements * conv.C * conv.K * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes) return false;
-  const double kernel = conv.dense_taps ? 300 : 600;
+  const double kernel = conv.against_packed ? 1600 : conv.dense_taps ? 300 : 600;
   constexpr double kTile = CNNFAST_VECTOR_BYTES == 64 ? 1100 : 800, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
   const double C = static_cast<double>(conv.C), K = static_cast<double>(conv.K);
   const double multiplied = static_cast<double>(round_up(conv.K, kPanelWidth<float>));
