@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 import sys
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import cnnfast
 from cnnfast import viz
 
 ROWS = [
@@ -50,11 +48,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"needs matplotlib; pip install 'cnnfast\[viz\]'"):
         getattr(viz, name)(*CALLS[name])
-
-
-def test_docstrings(matplotlib: Any):
-    names = {"cnnfast": cnnfast, **vars(viz)}
-    assert doctest.testmod(viz, extraglobs=names).failed == 0
 
 
 def test_pixels_and_their_values(matplotlib: Any):
