@@ -89,3 +89,17 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
         assert not re.findall(
             r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="https?:[^"]*"', page.read_text()
         )
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    for name, value in (environment() | {"OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    notebook = jupytext.read(ROOT / "examples/lecture_from_pixels.py")
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    drawings = [cell for cell in notebook.cells if cell.cell_type == "code" and "\nviz." in f"\n{cell.source}"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == len(drawings)
+    accuracy = [float(found[1]) for output in outputs if (found := re.search(r"([\d.]+)% of", output.get("text", "")))]
+    assert accuracy[0] < 50 and accuracy[-1] > 85
