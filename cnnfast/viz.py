@@ -174,7 +174,7 @@ def curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str
             them under "epochs".
 
     Returns:
-        The figure: loss on the left, accuracy of both halves on the right.
+        The figure, with loss on the left and accuracy of both halves on the right.
 
     Raises:
         ImportError: matplotlib is not installed.
