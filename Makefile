@@ -6,6 +6,7 @@
 #   make test-full   the slow ones: sanitizers, other instruction sets, the wheel, long random tests
 #   make gpu-check   on a machine with a GPU: build, test and sanitize the CUDA kernels with the Python that is there
 #   make ptx         the CUDA kernels as PTX, in build/ptx
+#   make docs        the documentation, with its pictures, in build/site
 #   make lint        formatting, style, types
 #   make format      rewrite what `make lint` would complain of
 #   make clean       remove what was built (not the virtual environment)
@@ -31,7 +32,7 @@ later := $(VENV)-later/.torch-$(LATER_TORCH)
 # Libraries that torch has loaded before cnnfast's are. A second OpenMP runtime in the process would cost speed.
 of_torch := --exclude "libtorch*" --exclude "libcudart*" --exclude "libgomp*"
 
-.PHONY: bench bench-layers bench-models test test-full wheel wheel-later sdist-later gpu-check ptx lint format clean
+.PHONY: bench bench-layers bench-models test test-full wheel wheel-later sdist-later gpu-check ptx docs lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch-$(TORCH):
@@ -40,7 +41,7 @@ $(VENV)/.torch-$(TORCH):
 	touch $@
 
 $(installed): $(VENV)/.torch-$(TORCH) $(sources)
-	$(bin)/python -m $(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench,dev,test,train]"
+	$(bin)/python -m $(PIP_INSTALL) --quiet --no-build-isolation -e ".[bench,dev,docs,test,train]"
 	touch $@
 
 bench: $(installed)
@@ -117,6 +118,11 @@ build/ptx/%.compute_$(1).ptx: csrc/cuda/kernels/%.cu $(shell find csrc/cuda csrc
 	nvcc -std=c++20 -O3 -lineinfo -arch=compute_$(1) -Icsrc --ptx $$< -o $$@
 endef
 $(foreach arch,80 90,$(eval $(call ptx_rule,$(arch))))
+
+# Nothing is fetched. The variable silences an advertisement of mkdocs-material's.
+docs: $(installed)
+	$(bin)/python docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 cpp_files = $(shell git ls-files "*.cpp" "*.cu" "*.h")
 

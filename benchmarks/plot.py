@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnfast.viz import COLOURS
+
 from .results import Result, Row
 
 __all__ = ["COLOURS", "draw", "pyplot_of_files", "save_figure"]
 
-# Okabe and Ito's palette: distinguishable without colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MOST_ROWS_BESIDE_ANOTHER = 16
 
 

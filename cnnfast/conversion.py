@@ -82,8 +82,17 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
 
     Example::
 
-        >>> model = cnnfast.convert(torchvision.models.resnet18())
+        >>> model = cnnfast.convert(cnnfast.models.PlainLectureCNN())
         >>> print(cnnfast.report(model))
+        cnn_layers    fused    0 + 1 + 2
+        cnn_layers    fused    3 + 4 + 5
+        cnn_layers.0  swapped  Conv2d
+        cnn_layers.1  swapped  ReLU
+        cnn_layers.2  swapped  MaxPool2d
+        cnn_layers.3  swapped  Conv2d
+        cnn_layers.4  swapped  ReLU
+        cnn_layers.5  swapped  MaxPool2d
+        fc_layers.1   swapped  ReLU
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"convert: model must be an nn.Module that is no ScriptModule, but got {type(model).__name__}")

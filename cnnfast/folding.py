@@ -57,8 +57,8 @@ def repack(module: nn.Module) -> None:
         module: a converted module, whose children count as well. Others have nothing to forget.
 
     Example:
-        >>> model = cnnfast.convert(model).eval()
-        >>> model.conv1.weight.data[0, 0] = 0.0
+        >>> model = cnnfast.convert(nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU())).eval()
+        >>> model[0].weight.data[0, 0] = 0.0
         >>> cnnfast.repack(model)
     """
     for child in module.modules():

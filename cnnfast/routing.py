@@ -170,6 +170,7 @@ def fallbacks(reset: bool = False) -> dict[str, dict[str, int]]:
     Example::
 
         >>> cnnfast.functional.relu(torch.tensor([-1, 2]))
+        tensor([0, 2])
         >>> cnnfast.fallbacks()
         {'relu': {'no kernel for torch.int64': 1}}
     """
