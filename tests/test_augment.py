@@ -294,6 +294,14 @@ def test_identity_is_a_copy() -> None:
         assert result.data_ptr() != images.data_ptr()
 
 
+def test_in_a_model() -> None:
+    model = torch.nn.Sequential(lecture(), torch.nn.Flatten())
+    seen: list[str] = []
+    model.apply(lambda module: seen.append(type(module).__name__))
+    assert seen.count("RandomCrop") == 1 and seen[-1] == "Sequential"
+    assert model(smooth(2, 1, (28, 28))).shape == (2, 784) and not model.state_dict()
+
+
 def test_many_steps_take_more_passes() -> None:
     compose = augment.Compose([augment.RandomHorizontalFlip(1.0)] * 21 + [augment.ColorJitter(0.1)] * 50)
     assert repr(compose).count("pass ") > 3

@@ -107,8 +107,13 @@ class Transform(nn.Module):
         plan = self._plan(shape, dtype, torch.device(device), masks=False)
         return self._draw(plan, shape[0], torch.device(device), generator)
 
-    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:  # type: ignore[override]
-        """The images, transformed as the parameters say; arguments and errors as in a call."""
+    def apply(self, images: Any, parameters: Parameters | None = None) -> Any:
+        """The images, transformed as the parameters say; arguments and errors as in a call.
+
+        With a function alone it is :meth:`torch.nn.Module.apply`, as a model calls it that has transforms for layers.
+        """
+        if parameters is None:
+            return super().apply(images)
         return self._run(self._plan_of(images), images, parameters)
 
     def apply_mask(self, masks: Tensor, parameters: Parameters) -> Tensor:

@@ -149,10 +149,13 @@ __global__ void augment_strips(AugmentPass pass, int64_t strips, int64_t blocks)
   }
 }
 
-// A block sums an image: its threads' sums in float, of every 256th pixel, then these in double.
+// A block sums an image: its threads' sums in float, of every 256th pixel, then these in double. Warps' sums of two
+// images in turn have places of their own: thread 0 still reads one's when other warps have come to the next's.
 __global__ void gray_means(AugmentPass pass, float* means) {
-  CNNFAST_SHARED(double, sums, kThreads / kWarp);
-  for (int64_t n = blockIdx.x; n < pass.N; n += gridDim.x) {
+  constexpr int kWarps = kThreads / kWarp;
+  CNNFAST_SHARED(double, sums, 2 * kWarps);
+  int place = 0;
+  for (int64_t n = blockIdx.x; n < pass.N; n += gridDim.x, place = kWarps - place) {
     float sum = 0;
     for (int64_t pixel = threadIdx.x; pixel < pass.H * pass.W; pixel += blockDim.x) {
       const Divided at = divide(pixel, pass.W);
@@ -161,9 +164,8 @@ __global__ void gray_means(AugmentPass pass, float* means) {
       };
       sum += pass.C == 1 ? load(0) : gray_of(load(0), load(1), load(2), pass.input_type == AugmentType::uint8);
     }
-    const double total = block_sum(static_cast<double>(sum), static_cast<double*>(sums));
+    const double total = block_sum(static_cast<double>(sum), static_cast<double*>(sums) + place);
     if (threadIdx.x == 0) means[n] = static_cast<float>(total / static_cast<double>(pass.H * pass.W));
-    __syncthreads();
   }
 }
 
