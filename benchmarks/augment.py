@@ -34,6 +34,10 @@ LIMIT = 2e-3
 
 Call = Callable[[Tensor], Tensor]
 
+SIX = ("rotation", "flip", "zoom", "brightness", "crop", "noise")
+# Section and steps.
+PIPELINES: Mapping[str, tuple[str, ...]] = {"Six steps": SIX, "Flip and padded crop": ("flip", "crop")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -136,18 +140,19 @@ def _images(count: int, channels: int, size: int, device: str) -> Tensor:
     return (smooth.clamp(0, 0.9) * window * window[:, None]).to(device)
 
 
-def _contestant(name: str, images: Tensor, settings: Settings) -> Contestant:
+def _contestant(name: str, images: Tensor, settings: Settings, steps: tuple[str, ...] = SIX) -> Contestant:
     make, pipeline = RIVALS[name]
-    call = pipeline(make(settings))
-    few = images[:2]
+    made = make(settings)
+    call = pipeline({step: made[step] for step in steps})
 
     def outputs() -> dict[str, Tensor]:
-        return {step: change(few) for step, change in make(Settings.fixed(images.shape[-1])).items()}
+        fixed = make(Settings.fixed(images.shape[-1]))
+        return {step: fixed[step](images[:2]) for step in steps}
 
     return Contestant(name, lambda: call(images), outputs)
 
 
-def _reference(images: Tensor) -> dict[str, Tensor]:
+def _reference(images: Tensor, steps: tuple[str, ...]) -> dict[str, Tensor]:
     """What the fixed steps do to the first two images, in float64."""
     x, s = images[:2].double().cpu(), Settings.fixed(images.shape[-1])
 
@@ -158,7 +163,7 @@ def _reference(images: Tensor) -> dict[str, Tensor]:
 
     angle = torch.tensor(s.degrees[0] * torch.pi / 180)
     cosine, sine, zoom = float(angle.cos()), float(angle.sin()), 1 / s.scale[0]
-    return {
+    expected = {
         "rotation": sampled([[cosine, -sine, 0], [sine, cosine, 0]]),
         "flip": x.flip(-1),
         "zoom": sampled([[zoom, 0, 0], [0, zoom, 0]]),
@@ -166,6 +171,7 @@ def _reference(images: Tensor) -> dict[str, Tensor]:
         "crop": torch.nn.functional.pad(x, (s.padding,) * 4),
         "noise": x,
     }
+    return {step: expected[step] for step in steps}
 
 
 def cases(options: Options) -> Iterator[Case | Row]:
@@ -175,18 +181,19 @@ def cases(options: Options) -> Iterator[Case | Row]:
         images = _images(count, channels, size, options.device)
         settings = dataclasses.replace(Settings(), size=size, padding=2 if size < 100 else 16)
         names = [name for name in RIVALS if not (options.quick and "image by image" in name)]
-        yield Case(
-            "Six steps",
-            "rotation, flip, zoom, brightness, padded crop, noise",
-            f"{count}x{channels}x{size}x{size}",
-            count,
-            None,
-            {name: functools.partial(_contestant, name, images, settings) for name in names},
-            functools.partial(_reference, images),
-            LIMIT,
-            gbyte=2 * images.nbytes / 1e9,
-            mode="augmentation",
-        )
+        for section, steps in PIPELINES.items():
+            yield Case(
+                section,
+                ", ".join(steps),
+                f"{count}x{channels}x{size}x{size}",
+                count,
+                None,
+                {name: functools.partial(_contestant, name, images, settings, steps) for name in names},
+                functools.partial(_reference, images, steps),
+                LIMIT,
+                gbyte=2 * images.nbytes / 1e9,
+                mode="augmentation",
+            )
     yield _beside_a_step(*batches[0][:1], options)
 
 
