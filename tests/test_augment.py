@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import importlib
 import pickle
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import cnnfast
 from cnnfast import augment
 from cnnfast.augment.transform import Transform
 
@@ -323,6 +326,13 @@ def test_changed_parameters_are_replayed() -> None:
             t.apply(images, wild)  # whatever it shows, it reads nothing but pixels
     with pytest.raises(KeyError, match=r"must have the column, but got 'scale'; there are \['angle'\]"):
         parameters["scale"]
+
+
+@pytest.mark.parametrize("name", ["augment", "augment.image", "augment.geometry", "augment.crop", "augment.color"])
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"cnnfast.{name}")
+    results = doctest.testmod(module, extraglobs={"cnnfast": cnnfast, "torch": torch})
+    assert results.attempted and not results.failed
 
 
 def test_fake_kernels() -> None:

@@ -18,15 +18,8 @@ differs is said in :mod:`cnnfast.augment.geometry` and at each transform.
 
 from .color import ColorJitter, GaussianNoise, Grayscale, Normalize, ToDtype
 from .compose import Compose
-from .geometry import (
-    RandomAffine,
-    RandomCrop,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotation,
-    RandomVerticalFlip,
-    RandomZoom,
-)
+from .crop import RandomCrop, RandomResizedCrop
+from .geometry import RandomAffine, RandomHorizontalFlip, RandomRotation, RandomVerticalFlip, RandomZoom
 from .image import Parameters
 from .transform import Transform
 
