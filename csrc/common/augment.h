@@ -166,6 +166,7 @@ struct ImageMaps {
 
 CNNFAST_BOTH static inline void find_maps(const AugmentPass& pass, int64_t n, ImageMaps& image) {
   const float* parameters = pass.parameters + n * pass.columns;
+  image.maps[0] = {1, 0, 0, 0, 1, 0};
   for (int64_t i = pass.geometry_count - 1; i >= 0; --i) {
     const bool last = i == pass.geometry_count - 1;
     const GeometryStep& step = pass.geometry[i];

@@ -155,16 +155,16 @@ static inline void augment_image(const AugmentPass& pass, int64_t n, float* scra
   float *planes = scratch, *data = scratch + tiles.channels * tiles.plane;
   ImageMaps image;
   find_maps(pass, n, image);
+  const bool copied = moves_whole_pixels(image.maps[0]);
   for (int64_t c = 0; c < pass.C; c += tiles.channels) {
-    if (pass.geometry_count > 0) load_planes(pass, tiles, n, c, planes);
+    if (!copied) load_planes(pass, tiles, n, c, planes);
     for (int64_t begin = 0; begin < pass.P; begin += tiles.rows) {
       const int64_t end = min(begin + tiles.rows, pass.P);
       const Band band{data, tiles.band, tiles.channels, c, begin, end, (end - begin) * pass.Q};
       for (int64_t p = begin; p < end; ++p) {
         float* row = data + (p - begin) * pass.Q;
-        if (pass.geometry_count == 0) {
-          for (int64_t i = 0; i < tiles.channels; ++i)
-            load_pixels(pass.input, pass.input_type, n, c + i, p, pass.W, row + i * tiles.band);
+        if (copied) {
+          for (int64_t i = 0; i < tiles.channels; ++i) copy_row(pass, image.maps[0], n, c + i, p, row + i * tiles.band);
         } else if (pass.nearest) {
           sample_row<true>(pass, tiles, image, planes, p, row);
         } else {
@@ -184,7 +184,7 @@ static inline void gray_mean(const AugmentPass& pass, int64_t n, float* means, f
   double sum = 0;
   for (int64_t h = 0; h < pass.H; ++h) {
     for (int64_t c = 0; c < pass.C; ++c)
-      load_pixels(pass.input, pass.input_type, n, c, h, pass.W, scratch + c * tiles.band);
+      load_pixels(pass.input, pass.input_type, n, c, h, 0, 1, pass.W, scratch + c * tiles.band);
     Vec<float> sums{};
     int64_t w = 0;
     const auto gray = [&](int64_t at) {

@@ -43,21 +43,25 @@ CNNFAST_INLINE void set_pixel(T* p, float x) {
   }
 }
 
-// Row h of channel c of image n.
+// `count` pixels of channel c of image n, from (h, w) on to the right, or to the left with a `step` of -1.
 static inline void load_pixels(const View<const void>& view, AugmentType type, int64_t n, int64_t c, int64_t h,
-                               int64_t count, float* to) {
+                               int64_t w, int64_t step, int64_t count, float* to) {
   const Strides& s = view.stride;
   with_pixel_type(type, [&](auto zero) {
     using T = decltype(zero);
-    const T* from = static_cast<const T*>(view.data) + n * s.n + c * s.c + h * s.h;
-    if (s.w == 1) {
+    const T* from = static_cast<const T*>(view.data) + n * s.n + c * s.c + h * s.h + w * s.w;
+    const int64_t stride = s.w * step;
+    if (stride == 1) {
       for (int64_t i = 0; i < count; ++i) to[i] = pixel(from + i);
+    } else if (stride == -1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = pixel(from - i);
     } else {
-      for (int64_t i = 0; i < count; ++i) to[i] = pixel(from + i * s.w);
+      for (int64_t i = 0; i < count; ++i) to[i] = pixel(from + i * stride);
     }
   });
 }
 
+// Row h.
 static inline void store_pixels(const View<void>& view, AugmentType type, int64_t n, int64_t c, int64_t h,
                                 int64_t count, const float* from) {
   const Strides& s = view.stride;

@@ -70,7 +70,7 @@ static inline void load_planes(const AugmentPass& pass, const AugmentTiles& tile
     fill(tiles.plane_stride);
     for (int64_t h = 0; h < pass.H; ++h) {
       fill(1);
-      load_pixels(pass.input, pass.input_type, n, c + i, h, pass.W, row);
+      load_pixels(pass.input, pass.input_type, n, c + i, h, 0, 1, pass.W, row);
       row += pass.W;
       fill(2);
     }
@@ -116,6 +116,29 @@ void sample_row(const AugmentPass& pass, const AugmentTiles& tiles, const ImageM
       }
     }
   }
+}
+
+// Whether every pixel falls on one, in rows of the source: flips, crops, and no geometric step at all.
+static inline bool moves_whole_pixels(const AffineMap& map) {
+  const auto is_whole = [](double x) { return x == __builtin_floor(x) && x < 0x1p31 && x > -0x1p31; };
+  return (map.xx == 1 || map.xx == -1) && (map.yy == 1 || map.yy == -1) && map.xy == 0 && map.yx == 0 &&
+         is_whole(map.x0) && is_whole(map.y0);
+}
+
+// Row p of the output's channel c through such a map, from the source itself.
+static inline void copy_row(const AugmentPass& pass, const AffineMap& map, int64_t n, int64_t c, int64_t p,
+                            float* output) {
+  const auto step = static_cast<int64_t>(map.xx), start = static_cast<int64_t>(map.x0);
+  const int64_t h = static_cast<int64_t>(map.yy) * p + static_cast<int64_t>(map.y0);
+  const int64_t first = step > 0 ? -start : start - pass.W + 1;  // column of the output that shows the source's edge
+  int64_t begin = min(max(first, int64_t{0}), pass.Q), end = max(min(first + pass.W, pass.Q), begin);
+  if (h < 0 || h >= pass.H) begin = end = 0;
+  const auto fill = [&](int64_t from, int64_t to) {
+    for (int64_t q = from; q < to; ++q) output[q] = pass.constants[pass.fill + c];
+  };
+  fill(0, begin);
+  load_pixels(pass.input, pass.input_type, n, c, h, start + step * begin, step, end - begin, output + begin);
+  fill(end, pass.Q);
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
