@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment, gpu, lecture, models, networks, ops, plot, report, roofline, small
+from . import augment, environment, gpu, lecture, models, networks, ops, plot, report, roofline, small
 from .case import Case, NotInstalled, measure
 from .results import Result, Row, load, save
 from .rivals import RIVALS
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 # A device's suites; a device without any is refused.
 _NETWORKS = {name: functools.partial(networks.cases, name) for name in networks.NETWORKS}
 _ALL = {"lecture": lecture.cases, "small": small.cases, "ops": ops.cases, **_NETWORKS, "models": models.cases}
+_ALL["augment"] = augment.cases
 SUITES: Mapping[str, Mapping[str, Suite]] = {"cpu": _ALL, "cuda": _ALL}
 GROUPS = {"layers": tuple(_NETWORKS), "all": tuple(_ALL)}
 # What takes --batch and --only.

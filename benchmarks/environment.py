@@ -27,7 +27,7 @@ from .suites import Options
 __all__ = ["Unavailable", "choose_device", "close", "collect", "copy_bandwidth", "cpu_model", "probe"]
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL_PACKAGES = ("onnxruntime", "openvino", "onnxscript", "numpy", "torchvision")
+OPTIONAL_PACKAGES = ("onnxruntime", "openvino", "onnxscript", "numpy", "torchvision", "kornia")
 
 
 class Unavailable(Exception):

@@ -18,11 +18,11 @@ from .nn import AvgPool2d, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, ConvTranspose2
 from .routing import fallbacks
 from .version import __version__
 
-__all__ = ["functional", "nn", "models", "info", "viz", "__version__", *nn.__all__]
+__all__ = ["functional", "nn", "models", "info", "augment", "viz", "__version__", *nn.__all__]
 __all__ += ["convert", "revert", "report", "repack", "decompositions", "fallbacks"]
 
 # Imported at first use: not needed to run a layer, and `python -m cnnfast.info` imports its own.
-_LAZY = ("models", "info", "viz")
+_LAZY = ("models", "info", "augment", "viz")
 
 
 def __getattr__(name: str) -> Any:

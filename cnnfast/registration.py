@@ -147,6 +147,20 @@ def _avg_pool2d(
     return _image(input, input.shape[-3], size, _channels_last(input))
 
 
+def _augment(
+    images: Tensor,
+    parameters: Tensor,
+    constants: Tensor,
+    means: Any,
+    key: Any,
+    options: Ints,
+    geometry: Ints,
+    points: Ints,
+    dtype: torch.dtype,
+) -> Tensor:
+    return _image(images, options[2], options[:2], _channels_last(images)).to(dtype)
+
+
 _FAKE: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_forward": lambda input, weight, bias, options, activation: _conv2d(
@@ -183,6 +197,11 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "avg_pool2d_forward": _avg_pool2d,
     "avg_pool2d_backward": lambda grad_output, input_size, channels_last, *args: _image(
         grad_output, grad_output.shape[-3], input_size, channels_last
+    ),
+    "augment": _augment,
+    "augment_gray_mean": lambda images: images.new_empty(images.shape[0], dtype=torch.float32),
+    "augment_maps": lambda parameters, constants, size, geometry: parameters.new_empty(
+        (parameters.shape[0], 6), dtype=torch.float64
     ),
 }
 
@@ -235,7 +254,7 @@ def register() -> None:
     """Once, after the library has loaded."""
     for name, fake in _FAKE.items():
         torch.library.register_fake(f"cnnfast::{name}", fake, lib=_lib)
-        if name.endswith(("_forward", "_backward")):
+        if name.endswith(("_forward", "_backward")) or name.startswith("augment"):
             # Autograd has nothing to do with a raw op; without this its fallback would box and unbox every call.
             _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     for op in OPS.values():

@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
+    parser.add_argument("--augment", action="store_true", help="change the images to train on at random at each step")
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=default.optimizer)
     parser.add_argument("--lr", type=float, help="default 0.001 for adam, 0.01 for sgd")
     parser.add_argument("--dropout", type=float, default=default.dropout)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import checkpoint, distributed
+from . import augment, checkpoint, distributed
 from .distributed import World
 from .models import LectureCNN, PlainLectureCNN
 
@@ -43,7 +43,9 @@ class Config:
         data_root: folder of `mnist` and `fashion-mnist`; default as in `cnnfast.data.load`.
         epochs: how many in all, those of a resumed run included.
         batch_size: images a step, of all ranks together; the last step of an epoch takes what is left. The mean is over
-            these images however they are shared: the number of ranks changes nothing but dropout and rounding.
+            these images however they are shared: the number of ranks changes nothing but dropout, augmentation and
+            rounding.
+        augment: change the images at random at each step, those to train on alone; see `augmentation`.
         optimizer: `adam`, or `sgd` with momentum 0.9; torch's own, fused where it can be.
         lr: learning rate; default 0.001 for adam, 0.01 for sgd.
         dropout: share of the activations that dropout makes zero.
@@ -62,6 +64,7 @@ class Config:
     data_root: str | None = None
     epochs: int = 3
     batch_size: int = 64
+    augment: bool = False
     optimizer: str = "adam"
     lr: float | None = None
     dropout: float = 0.2
@@ -96,8 +99,26 @@ class Config:
 
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with the one it goes on from, to end where that would have."""
-        names = ("data", "batch_size", "optimizer", "lr", "dropout", "seed", "limit", "device", "parallel")
+        names = ("data", "batch_size", "augment", "optimizer", "lr", "dropout", "seed", "limit", "device", "parallel")
         return {name: getattr(self, name) for name in names}
+
+
+def augmentation(data: str) -> augment.Compose:
+    """The lecture's steps, as far as they leave an image of that set what its label says.
+
+    A mirrored digit is none; clothes of Fashion-MNIST may be mirrored.
+    """
+    mirror = [augment.RandomHorizontalFlip()] if data == "fashion-mnist" else []
+    return augment.Compose(
+        [
+            augment.RandomRotation(10),
+            *mirror,
+            augment.RandomZoom((0.9, 1.1)),
+            augment.ColorJitter(brightness=0.2),
+            augment.RandomCrop(28, padding=2),
+            augment.GaussianNoise(sigma=0.02),
+        ]
+    )
 
 
 class Sampler:
@@ -168,6 +189,7 @@ class Trainer:
         fused = None if self._sharded and config.optimizer == "sgd" else True
         self.optimizer = build(self.model.parameters(), fused=fused, **options)
         self.sampler = Sampler(len(self.images), config.seed)
+        self._augment = augmentation(config.data) if config.augment else None
 
     @property
     def path(self) -> Path | None:
@@ -230,7 +252,10 @@ class Trainer:
         start = self._clock()
         for batch, share, target in zip(batches, shares, labels.split([len(share) for share in shares])):
             optimizer.zero_grad(set_to_none=True)
-            logits = model(self.images.index_select(0, share))
+            images = self.images.index_select(0, share)
+            if self._augment is not None:
+                images = self._augment(images)
+            logits = model(images)
             # The ranks' gradients are averaged, and their shares may differ: so that the average is that of the batch.
             loss = F.cross_entropy(logits, target, reduction="sum") * (world.size / len(batch))
             loss.backward()
@@ -315,7 +340,8 @@ class Trainer:
         state = self.world.on_rank_0(lambda: checkpoint.load(path))
         theirs = state.get("config")
         for name, mine in self.identity().items():
-            found = theirs.get(name) if isinstance(theirs, dict) else None
+            # Runs of before there was a choice had none.
+            found = theirs.get(name, False if name == "augment" else None) if isinstance(theirs, dict) else None
             if found != mine and name == "ranks":
                 raise ValueError(
                     f"{path}: a run resumes on as many ranks as it began on, since each has random numbers of its own, "

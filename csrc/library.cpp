@@ -78,6 +78,17 @@ CNNFAST_LIBRARY(m) {
       "avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override) -> Tensor");
 
+  // One pass of cnnfast.augment over images of [N, C, H, W]: csrc/common/augment.h has the meaning of all numbers.
+  // options are (P, Q, output channels, nearest, fill); a step of geometry is ten numbers (kind, H, W, six columns,
+  // constant), one of points four (kind, column, constant, integers).
+  m.def(
+      "augment(Tensor images, Tensor parameters, Tensor constants, Tensor? means, Tensor? key, int[] options, "
+      "int[] geometry, int[] points, ScalarType dtype) -> Tensor");
+  // [N]: of each image the mean of its grey, each grey truncated where the image is of integers.
+  m.def("augment_gray_mean(Tensor images) -> Tensor");
+  // [N, 6] in float64: the affine map from a pass's output to its images, of indices, row by row. size is (H, W, P, Q).
+  m.def("augment_maps(Tensor parameters, Tensor constants, int[] size, int[] geometry) -> Tensor");
+
   // A number that most likely changes when elements of the dense tensors do: of large ones it looks at some 500.
   m.def("fingerprint(Tensor a, Tensor? b, Tensor? c, Tensor? d, Tensor? e, Tensor? f) -> int");
   // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.

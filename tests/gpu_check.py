@@ -26,7 +26,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE_TESTS = ["tests/test_cuda_kernels.py", "tests/test_exact.py", "tests/test_errors.py"]
+DEVICE_TESTS = [
+    "tests/test_cuda_kernels.py",
+    "tests/test_cuda_augment.py",
+    "tests/test_exact.py",
+    "tests/test_errors.py",
+]
 CPU_TESTS = ["tests/test_conv2d_relu_max_pool2d.py", "tests/test_pool_kernels.py", "tests/test_relu_kernels.py"]
 CPU_TESTS += ["tests/test_conv2d_kernels.py", "tests/test_exact.py", "tests/test_nan.py", "tests/test_opinfo.py"]
 # Small shapes of every kernel: a sanitizer slows a kernel down a hundredfold.

@@ -22,7 +22,7 @@ SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/kernels/*.cu"))
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
 # Registers of a thread at most, by kernel: of the 65,536 of a multiprocessor, which should hold several blocks.
-BUDGET = {"gemm": 255, "depthwise": 255, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
+BUDGET = {"gemm": 255, "depthwise": 255, "augment_strips<": 96, "fused<": 80, "backward<3>": 80, "backward<5>": 96}
 DEFAULT_BUDGET = 128
 REGISTERS = 65536
 

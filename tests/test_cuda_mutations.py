@@ -17,7 +17,7 @@ from cuda_host.mutations import BARRIER, MUTATIONS, TESTS, Mutation
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("csrc", "tests", "cnnfast", "pyproject.toml")
 WORKERS = min(4, os.cpu_count() or 1)
-TEST_FILES = ("tests/test_cuda_kernels.py", "tests/test_cuda_large.py")
+TEST_FILES = ("tests/test_cuda_kernels.py", "tests/test_cuda_large.py", "tests/test_cuda_augment.py")
 # Of a mutation's tests: it may make a loop endless.
 TIMEOUT = 300
 

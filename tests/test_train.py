@@ -102,6 +102,17 @@ def test_resumes_exactly(
     assert_equal(state(config, backend), expected)
 
 
+def test_resumes_exactly_with_augmentation(config: train.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Its draws come from the generator that a checkpoint keeps."""
+    config = dataclasses.replace(config, augment=True, checkpoint_every=2)
+    train.run(config, quiet)
+    config = dataclasses.replace(config, checkpoint=str(tmp_path / "killed"))
+    run_and_kill(config, monkeypatch, 3)
+    train.run(dataclasses.replace(config, resume=True), quiet)
+    expected = checkpoint.load(tmp_path / "checkpoint/cnnfast.pt")
+    assert_equal(state(config, "cnnfast"), expected)
+
+
 def test_resuming_goes_on_within_the_epoch(config: train.Config, monkeypatch: pytest.MonkeyPatch):
     """So that the test above cannot pass by starting anew."""
     config = dataclasses.replace(config, backend="torch", checkpoint_every=2)
@@ -207,7 +218,15 @@ def test_file_of_something_else(config: train.Config, content: Any, message: str
 
 @pytest.mark.parametrize(
     "changed",
-    [{"batch_size": 4}, {"optimizer": "sgd"}, {"lr": 0.1}, {"dropout": 0.1}, {"seed": 1}, {"limit": 20}],
+    [
+        {"batch_size": 4},
+        {"optimizer": "sgd"},
+        {"lr": 0.1},
+        {"dropout": 0.1},
+        {"seed": 1},
+        {"limit": 20},
+        {"augment": True},
+    ],
     ids=str,
 )
 def test_checkpoint_of_another_run(config: train.Config, changed: dict[str, Any]):
@@ -303,6 +322,17 @@ def test_learns_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in printed[1:9]] == [*BACKENDS, *BACKENDS[::-1]] * 2  # They take turns.
     assert re.fullmatch(r"epoch time, torch / cnnfast: \d+\.\d\d", printed[9])
+
+
+@needs_digits
+def test_learns_augmented_digits(tmp_path: Path):
+    """Trained on images that are new each time, it does better on the test half than on them."""
+    path = tmp_path / "results.json"
+    assert main("--augment", "--epochs", "6", "--lr", "0.003", "--json", str(path)) == 0
+    result = json.loads(path.read_text())
+    assert result["config"]["augment"]
+    last = result["epochs"]["cnnfast"][-1]
+    assert last["test_accuracy"] > 0.9 and last["test_accuracy"] > last["train_accuracy"]
 
 
 def test_errors_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

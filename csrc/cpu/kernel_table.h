@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/number.h"
+#include "cpu/augment.h"
 #include "cpu/avg_pool2d.h"
 #include "cpu/channels_last.h"
 #include "cpu/conv2d.h"
@@ -37,6 +38,7 @@ struct CpuKernels {
   WinogradConv2dKernels winograd_conv2d;
   ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;
   ChannelsLastKernels channels_last;
+  AugmentKernels augment;
   FmaPeakKernel fma_peak;
 
   template <class T>

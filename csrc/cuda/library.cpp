@@ -1,6 +1,7 @@
 // Every op on CUDA, on one page: the launchers of csrc/ops over the kernels of this folder.
 #include <string>
 
+#include "cuda/augment.h"
 #include "cuda/avg_pool2d.h"
 #include "cuda/conv2d.h"
 #include "cuda/conv2d_relu_max_pool2d.h"
@@ -8,6 +9,7 @@
 #include "cuda/max_pool2d.h"
 #include "cuda/relu.h"
 #include "namespace.h"
+#include "ops/augment.h"
 #include "ops/avg_pool2d.h"
 #include "ops/conv2d_relu_max_pool2d.h"
 #include "ops/conv_transpose2d.h"
@@ -42,6 +44,9 @@ CNNFAST_LIBRARY_IMPL(CNNFAST_CUDA_KEY, m) {
   m.impl("conv2d_relu_max_pool2d_forward", TORCH_BOX(&fused_forward_op<Cuda>));
   m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&fused_op<Cuda>));
   m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&fused_backward_op<Cuda>));
+  m.impl("augment", TORCH_BOX(&augment_op<Cuda>));
+  m.impl("augment_gray_mean", TORCH_BOX(&augment_gray_mean_op<Cuda>));
+  m.impl("augment_maps", TORCH_BOX(&augment_maps_op<Cuda>));
 }
 
 }  // namespace cnnfast

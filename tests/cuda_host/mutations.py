@@ -29,6 +29,7 @@ FUSED, SPARSE = "kernels/conv2d_relu_max_pool2d.cu", "kernels/pool_sparse_backwa
 WEIGHT = "kernels/implicit_gemm_backward_weight.cu"
 MMA, MMA_WEIGHT = "kernels/implicit_gemm_mma.cu", "kernels/implicit_gemm_mma_backward_weight.cu"
 MMA_TILE, CHUNKS = "kernels/mma_tile.h", "kernels/chunks.cu"
+AUGMENT, PIXELS = "kernels/augment.cu", "kernels/pixels.h"
 DEPTHWISE, GEMM_TILE = "kernels/depthwise_conv2d.cu", "kernels/gemm_tile.h"
 CONV, GEMM, MAX, AVG, RELU = (
     f"kernels/{name}.cu" for name in ("conv2d", "implicit_gemm", "max_pool2d", "avg_pool2d", "relu")
@@ -53,6 +54,8 @@ TESTS = {
     DEPTHWISE: "depthwise",
     MAX: "max_pool2d and not conv2d",
     AVG: "avg_pool2d",
+    AUGMENT: "augment",
+    PIXELS: "augment",
     RELU: "relu and not conv2d",
 }
 
@@ -164,6 +167,12 @@ MUTATIONS = [
     Mutation("max_pool2d: a window too few", MAX, "+ 1, outputs", ", outputs"),
     Mutation("max_pool2d: dilation forgotten", MAX, "h0 + r * s.dilation_h", "h0 + r"),
     Mutation("avg_pool2d: padding forgotten", AVG, "at.h * s.stride_h - s.pad_h", "at.h * s.stride_h"),
+    Mutation("augment: no barrier after the maps are found", AUGMENT, BARRIER, ";", 0),
+    Mutation("augment: no barrier before the next image's maps", AUGMENT, BARRIER, ";", 1),
+    Mutation("augment_gray_mean: the mean of another image", AUGMENT, "means[n] =", "means[pass.N - 1 - n] ="),
+    Mutation("augment: an edge that the last pixel's neighbour crosses", AUGMENT, "w < pass.W", "w <= pass.W"),
+    Mutation("augment: noise of another channel", AUGMENT, "static_cast<uint32_t>(channel + i)", "0"),
+    Mutation("augment: words that two elements share", PIXELS, "place >= 2 *", "place >= 3 *"),
     Mutation("relu: the elements after the last pack", RELU, "for_each_index(count - rest", "for_each_index(0 * rest"),
     Mutation("relu_backward: NaN blocks the gradient", RELU, "load(output) <= 0 ? Compute<T>(0) : g",
              "load(output) > 0 ? g : Compute<T>(0)"),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernel_table.h"
+#include "cpu/kernels/augment.h"
 #include "cpu/kernels/avg_pool2d.h"
 #include "cpu/kernels/channels_last.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
@@ -35,6 +36,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           winograd_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),
           channels_last_kernels(),
+          augment_kernels(),
           fma_peak_kernel()};
 }
 

@@ -1,0 +1,455 @@
+"""cnnfast.augment as callers meet it: seeds, threads, replay, masks, folding, errors."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import pickle
+from typing import Any
+
+import augment_reference as reference
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cnnfast
+from cnnfast import augment
+from cnnfast.augment.transform import Transform
+
+COLOR = augment.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
+
+
+def lecture(size: int | tuple[int, int] = 28, sigma: float = 0.05) -> augment.Compose:
+    return augment.Compose(
+        [
+            augment.RandomRotation(15),
+            augment.RandomHorizontalFlip(),
+            augment.RandomZoom((0.9, 1.1)),
+            augment.ColorJitter(brightness=0.2),
+            augment.RandomCrop(size, padding=2),
+            augment.GaussianNoise(sigma=sigma),
+        ]
+    )
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "rotation": augment.RandomRotation(30),
+    "horizontal_flip": augment.RandomHorizontalFlip(),
+    "vertical_flip": augment.RandomVerticalFlip(),
+    "zoom": augment.RandomZoom((0.8, 1.2)),
+    "affine": augment.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), 10),
+    "crop": augment.RandomCrop(5, padding=3),
+    "resized_crop": augment.RandomResizedCrop((6, 7)),
+    "color": COLOR,
+    "grayscale": augment.Grayscale(),
+    "noise": augment.GaussianNoise(),
+    "lecture": lecture(9),
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth(count: int = 4, channels: int = 3, size: tuple[int, int] = (28, 36)) -> Tensor:
+    """Images whose interpolation, once or twice, hardly differs."""
+    coarse = torch.rand((count, channels, 3, 3), generator=seeded(7))
+    return F.interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0, 0.8)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_seeds_and_threads(name: str, dtype: torch.dtype) -> None:
+    transform = TRANSFORMS[name]
+    images = (smooth(33, 3, (11, 13)) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    first = transform(images, seeded())
+    assert first.dtype == dtype and first.shape[0] == 33
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(transform(images, seeded()), first)
+        assert torch.equal(transform(images.flip(0).flip(0), seeded()), first)
+    finally:
+        torch.set_num_threads(1)
+    if name != "grayscale":
+        assert not torch.equal(transform(images, seeded(1)), first)
+    torch.manual_seed(5)
+    default = transform(images)
+    torch.manual_seed(5)
+    assert torch.equal(transform(images), default)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_sampled_parameters_are_those_of_a_call(name: str) -> None:
+    transform, images = TRANSFORMS[name], smooth()
+    parameters = transform.sample(images.shape, generator=seeded(3))
+    assert torch.equal(transform.apply(images, parameters), transform(images, seeded(3)))
+    assert parameters.values.shape == (4, len(parameters.names)) and set(parameters.to_dict()) == set(parameters.names)
+    again = pickle.loads(pickle.dumps(parameters))
+    assert torch.equal(transform.apply(images, again), transform.apply(images, parameters))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_empty_batch_and_copies(name: str) -> None:
+    transform = TRANSFORMS[name]
+    assert transform(torch.empty(0, 3, 8, 9)).shape == (0, *transform(torch.ones(1, 3, 8, 9)).shape[1:])
+    images = smooth()
+    for other in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
+        assert torch.equal(other(images, seeded()), transform(images, seeded()))
+
+
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 1), (3, 200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_any_size_and_layout(size: tuple[int, int], dtype: torch.dtype) -> None:
+    images = (smooth(5, 3, size) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    transform = augment.Compose([augment.RandomRotation(20), augment.RandomCrop(size, padding=1), COLOR])
+    expected = transform(images, seeded())
+    last = transform(images.to(memory_format=torch.channels_last), seeded())
+    assert torch.equal(last, expected)
+    spread = torch.stack((images, images), -1)[..., 0]
+    assert torch.equal(transform(spread, seeded()), expected)
+
+
+def test_memory_format_is_kept() -> None:
+    images = smooth().to(memory_format=torch.channels_last)
+    assert lecture()(images).is_contiguous(memory_format=torch.channels_last)
+    assert lecture()(images.contiguous()).is_contiguous()
+
+
+def test_each_image_has_its_own_draw() -> None:
+    image = smooth(1).expand(16, -1, -1, -1)
+    result = lecture()(image, seeded()).flatten(1)
+    assert torch.pdist(result).min() > 0.1
+
+
+def test_draws_are_uniform() -> None:
+    t = augment.Compose([augment.RandomRotation((-10, 30)), augment.RandomHorizontalFlip(0.3), augment.RandomCrop(5)])
+    parameters = t.sample((20_000, 1, 8, 9), seeded())
+    angle = parameters["0.angle"]
+    assert angle.min() >= -10 and angle.max() < 30 and abs(angle.mean() - 10) < 0.5
+    assert abs(parameters["1.horizontal"].mean() - 0.3) < 0.02
+    for name, most in (("2.top", 3), ("2.left", 4)):
+        values, counts = parameters[name].unique(return_counts=True)
+        assert values.tolist() == list(range(most + 1))
+        assert counts.min() > 0.9 * 20_000 / (most + 1)
+    for p in (0, 1):
+        assert augment.RandomVerticalFlip(p).sample((20_000, 1, 2, 2))["vertical"].unique().tolist() == [p]
+    moved = augment.RandomAffine(0, translate=(0.25, 0)).sample((20_000, 1, 8, 8))
+    assert moved["translate_x"].unique().tolist() == [-2, -1, 0, 1, 2] and not moved["translate_y"].any()
+    window = augment.RandomResizedCrop(4, (0.2, 0.9)).sample((20_000, 1, 30, 20))
+    assert (window["top"] + window["height"]).max() <= 30 and (window["left"] + window["width"]).max() <= 20
+    assert window["height"].min() >= 1 and window["top"].min() >= 0
+
+
+def test_masks_move_with_images() -> None:
+    transform = lecture((20, 24))
+    images = smooth()
+    masks = (images[:, :1] > 0.4).to(torch.uint8)
+    parameters = transform.sample(images.shape, seeded())
+    moved = transform.apply_mask(masks, parameters)
+    assert moved.shape == (4, 1, 20, 24) and set(moved.unique().tolist()) <= {0, 1}
+    # The same geometry, of float images without colour and noise, cut at the same level.
+    geometric = augment.Compose(
+        [
+            augment.RandomRotation(15, "nearest"),
+            augment.RandomHorizontalFlip(),
+            augment.RandomZoom((0.9, 1.1), "nearest"),
+            augment.RandomCrop((20, 24), padding=2),
+        ]
+    )
+    columns = torch.tensor([not name.startswith("3.") for name in parameters.names])
+    same = geometric.apply(images[:, :1], geometric.sample(images.shape).__class__(
+        parameters.values[:, columns].contiguous(), tuple(n for n in parameters.names if not n.startswith("3."))
+    ))  # fmt: skip
+    assert torch.equal((same > 0.4).to(torch.uint8), moved)
+    # Whatever the masks are, colour is nothing to them.
+    colored = augment.Compose([COLOR, transform, augment.Grayscale(3), augment.Normalize([0.5] * 3, [1] * 3)])
+    drawn = colored.sample(images.shape, seeded())
+    drawn.values[:, 3:] = parameters.values
+    assert torch.equal(colored.apply_mask(masks, drawn), moved)
+    assert torch.equal(COLOR.apply_mask(masks, COLOR.sample((4, 3, 28, 36))), masks)
+
+
+@pytest.mark.parametrize("name", ["rotation", "affine", "crop", "resized_crop", "lecture", "two_passes"])
+def test_boxes_move_with_images(name: str) -> None:
+    """The box of a bright rectangle lies around where the rectangle went, and not much further out."""
+    two = [augment.RandomCrop(30, padding=5), augment.GaussianNoise(), augment.RandomHorizontalFlip()]
+    transform = TRANSFORMS[name] if name in TRANSFORMS else augment.Compose(two)
+    if name in ("crop", "resized_crop", "lecture"):
+        transform = {"crop": augment.RandomCrop(24, padding=3), "resized_crop": augment.RandomResizedCrop((60, 44)),
+                     "lecture": lecture()}[name]  # fmt: skip
+    boxes = torch.tensor([10.0, 8, 20, 19]).expand(16, 1, 4)
+    images = torch.zeros(16, 1, 28, 30, dtype=torch.uint8)
+    images[:, :, 8:19, 10:20] = 1
+    parameters = transform.sample(images.shape, seeded(2))
+    moved, masks = transform.apply_boxes(boxes, parameters, (28, 30)), transform.apply_mask(images, parameters)
+    assert moved.shape == boxes.shape and moved.dtype == boxes.dtype
+    for box, mask in zip(moved[:, 0], masks[:, 0]):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        if not len(rows):
+            continue
+        found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        growth = (box - found) * torch.tensor([-1, -1, 1, 1])
+        assert growth.min() > -1.01 and growth.max() < (3.5 if name == "resized_crop" else 1.6), (box, found)
+
+
+def one_by_one(compose: augment.Compose, images: Tensor, parameters: augment.Parameters) -> Tensor:
+    """Each transform in a pass of its own, with its share of the parameters."""
+    for index, transform in enumerate(compose.transforms_in_order()):
+        mine = [i for i, name in enumerate(parameters.names) if name.startswith(f"{index}.")]
+        names = tuple(parameters.names[i].split(".", 1)[1] for i in mine)
+        alone = augment.Compose([augment.Compose([transform])])
+        share = augment.Parameters(parameters.values[:, mine].contiguous(), tuple(f"0.{n}" for n in names))
+        images = alone.apply(images, share)
+    return images
+
+
+# Passes that a Compose has, and how far it may be from its steps one by one.
+PIPELINES: dict[str, tuple[list[Transform], int, float]] = {
+    "flips_and_crops": (
+        [augment.RandomHorizontalFlip(), augment.RandomCrop(24, padding=3, fill=0.5), augment.RandomVerticalFlip(),
+         augment.RandomCrop((20, 40), padding=9, fill=0.25)], 1, 0),
+    "colors_then_crops": (
+        [augment.ColorJitter(0.4, 0, 0.4), augment.RandomHorizontalFlip(), augment.Grayscale(3),
+         augment.RandomCrop(30, padding=4, fill=0.7), augment.ColorJitter(0.4)], 1, 1e-6),
+    "contrast_after_geometry": (
+        [augment.RandomCrop(30, padding=4), augment.ColorJitter(0.2, 0.5), augment.RandomVerticalFlip()], 2, 1e-6),
+    "normalize_then_pad": (
+        [augment.Normalize([0.5], [0.2]), augment.RandomCrop(32, padding=4), augment.Normalize([0.1], [2])], 1, 1e-5),
+    "sample_after_color": (
+        [augment.RandomRotation(20), augment.ColorJitter(0.3), augment.RandomZoom((0.9, 1.2))], 2, 1e-6),
+    "two_interpolations": ([augment.RandomRotation(20), augment.RandomZoom((0.7, 1.2), "nearest")], 2, 0),
+    "window_after_rotation": ([augment.RandomRotation(20), augment.RandomResizedCrop(20)], 2, 1e-6),
+    "gray_of_one_channel": (
+        [augment.Grayscale(), augment.RandomCrop(30, padding=4, fill=0.3), augment.Normalize([0.5], [0.25])], 1, 1e-6),
+    "window_then_crop": (
+        [augment.RandomResizedCrop(20), augment.RandomHorizontalFlip(), augment.RandomCrop(24, padding=5)], 1, 1e-6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compose_equals_its_steps(name: str, dtype: torch.dtype, isa: str) -> None:
+    transforms, count, tolerance = PIPELINES[name]
+    if dtype == torch.uint8 and any(isinstance(t, augment.Normalize) for t in transforms):
+        transforms = [augment.ToDtype(torch.float32, scale=True), *transforms]
+    compose = augment.Compose(transforms)
+    assert repr(compose).count("pass ") == count
+    images = smooth()
+    if dtype == torch.uint8:
+        images = (images * 255).round().to(dtype)
+    parameters = compose.sample(images.shape, seeded(), dtype=dtype)
+    actual, expected = compose.apply(images, parameters), one_by_one(compose, images, parameters)
+    assert actual.dtype == expected.dtype
+    difference = (actual.double() - expected.double()).abs()
+    # Greys of uint8 that rounding moves across a whole number are one further.
+    assert (difference > tolerance).double().mean() <= (0.002 if dtype == torch.uint8 else 0), difference.max()
+
+
+@pytest.mark.parametrize("name", ["rotation_zoom", "rotation_crop_affine", "crop_rotation"])
+def test_folded_equals_its_steps_up_to_interpolation(name: str) -> None:
+    transforms = {
+        "rotation_zoom": [augment.RandomRotation(40), augment.RandomHorizontalFlip(), augment.RandomZoom((0.7, 1.3))],
+        "rotation_crop_affine": [
+            augment.RandomRotation(40),
+            augment.RandomCrop((24, 30), padding=4),
+            augment.RandomAffine(20, (0.1, 0.1), (0.8, 1.2), 10),
+        ],
+        "crop_rotation": [augment.RandomCrop((34, 20), padding=6), augment.RandomRotation(60)],
+    }[name]
+    compose = augment.Compose(transforms)
+    assert repr(compose).count("pass ") == 1
+    images = smooth(32)
+    parameters = compose.sample(images.shape, seeded())
+    difference = (compose.apply(images, parameters) - one_by_one(compose, images, parameters)).abs()
+    # Edges, which one blends twice and the other cuts, differ; the inside hardly does.
+    assert difference.median() < 0.004 and (difference > 0.02).float().mean() < 0.1
+
+
+def test_noise_is_added_after_the_crop_that_precedes_it() -> None:
+    parameters = lecture().sample((4, 1, 28, 28), seeded())
+    images = smooth(4, 1, (28, 28))
+    quiet = lecture(sigma=0).apply(images, parameters)
+    noisy = lecture(sigma=0.05).apply(images, parameters)
+    noise = augment.GaussianNoise(sigma=0.05)
+    other = augment.Parameters(parameters.values[:, :0], (), parameters.key)
+    assert not torch.equal(noisy, quiet)
+    # The stream of a Compose's noise is its place; alone it is another.
+    assert not torch.equal(noise.apply(quiet, other), noisy)
+    assert (noisy - quiet).abs().max() < 0.3
+
+
+def test_repr_shows_passes() -> None:
+    assert "pass 1: RandomRotation -> RandomHorizontalFlip -> RandomZoom -> ColorJitter.brightness -> RandomCrop -> " \
+        "GaussianNoise (bilinear, folded)" in repr(lecture())  # fmt: skip
+    text = repr(augment.Compose([augment.RandomRotation(5), augment.ColorJitter(0, 0.5)]))
+    assert "pass 2: grey's mean, then ColorJitter.contrast" in text
+    assert repr(augment.Compose([])) == "Compose()"
+    assert repr(augment.RandomRotation(5)) == "RandomRotation(degrees=(-5.0, 5.0), interpolation='bilinear', fill=0)"
+
+
+def test_identity_is_a_copy() -> None:
+    images = smooth()
+    for transform in (augment.Compose([]), augment.RandomRotation(0), augment.Grayscale(3)):
+        result = transform(images[:, :1].expand(-1, 3, -1, -1))
+        torch.testing.assert_close(result, images[:, :1].expand(-1, 3, -1, -1), rtol=2e-4, atol=0)
+        assert result.data_ptr() != images.data_ptr()
+
+
+def test_in_a_model() -> None:
+    model = torch.nn.Sequential(lecture(), torch.nn.Flatten())
+    seen: list[str] = []
+    model.apply(lambda module: seen.append(type(module).__name__))
+    assert seen.count("RandomCrop") == 1 and seen[-1] == "Sequential"
+    assert model(smooth(2, 1, (28, 28))).shape == (2, 784) and not model.state_dict()
+
+
+def test_many_steps_take_more_passes() -> None:
+    compose = augment.Compose([augment.RandomHorizontalFlip(1.0)] * 21 + [augment.ColorJitter(0.1)] * 50)
+    assert repr(compose).count("pass ") > 3
+    images = smooth()
+    flipped = augment.Compose([augment.RandomHorizontalFlip(1.0)] * 21)
+    assert torch.equal(flipped(images), images.flip(-1))
+    assert compose(images).shape == images.shape
+
+
+def test_changed_parameters_are_replayed() -> None:
+    transform, images = augment.RandomRotation(10), smooth(2, 1, (20, 20))
+    parameters = transform.sample(images.shape)
+    parameters["angle"].fill_(90)
+    torch.testing.assert_close(transform.apply(images, parameters), images.rot90(1, (2, 3)), rtol=0, atol=1e-6)
+    for bad in (float("nan"), float("inf"), -1e30):
+        for t in (transform, augment.RandomResizedCrop(7), augment.RandomCrop(7), lecture(20)):
+            wild = t.sample(images.shape)
+            wild.values.fill_(bad)
+            t.apply(images, wild)  # whatever it shows, it reads nothing but pixels
+    with pytest.raises(KeyError, match=r"must have the column, but got 'scale'; there are \['angle'\]"):
+        parameters["scale"]
+
+
+@pytest.mark.parametrize("name", ["augment", "augment.image", "augment.geometry", "augment.crop", "augment.color"])
+def test_examples(name: str) -> None:
+    module = importlib.import_module(f"cnnfast.{name}")
+    results = doctest.testmod(module, extraglobs={"cnnfast": cnnfast, "torch": torch})
+    assert results.attempted and not results.failed
+
+
+def test_fake_kernels() -> None:
+    images = smooth()
+    constants, parameters = torch.tensor([0.5, 0.0] * 3), torch.empty(4, 0)
+    arguments = (images, parameters, constants, None, None, [28, 36, 3, 0, 0], [], [0, -1, 0, 0], torch.float16)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.cnnfast.augment.default, arguments, test_utils=tests)
+    torch.library.opcheck(torch.ops.cnnfast.augment_gray_mean.default, (images,), test_utils=tests)
+    means = torch.ops.cnnfast.augment_gray_mean(images)
+    expected = torch.stack([reference.gray(image.double()).mean() for image in images])
+    torch.testing.assert_close(means.double(), expected, rtol=1e-6, atol=0)
+
+
+BAD_ARGUMENTS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "degrees": (augment.RandomRotation, {"degrees": -1}, "RandomRotation: degrees must not be negative.*degrees=-1"),
+    "degrees_pair": (augment.RandomRotation, {"degrees": (3, 1)}, r"degrees must be .*pair.* got degrees=\(3, 1\)"),
+    "expand": (augment.RandomRotation, {"degrees": 1, "expand": True}, "expand must be False.*expand=True"),
+    "interpolation": (augment.RandomRotation, {"degrees": 1, "interpolation": "cubic"}, "interpolation must be one of"),
+    "center": (augment.RandomRotation, {"degrees": 1, "center": (1,)}, "center must be"),
+    "p": (augment.RandomHorizontalFlip, {"p": 1.5}, "p must be a probability.*p=1.5"),
+    "scale": (augment.RandomZoom, {"scale": (0, 1)}, r"scale must be .*positive.*scale=\(0, 1\)"),
+    "translate": (augment.RandomAffine, {"degrees": 0, "translate": (2, 0)}, "translate must be a pair of shares"),
+    "shear": (augment.RandomAffine, {"degrees": 0, "shear": (1, 2, 3)}, "shear must be a number or a pair"),
+    "size": (augment.RandomCrop, {"size": 0}, "size must be a positive int or a pair.*size=0"),
+    "padding": (augment.RandomCrop, {"size": 3, "padding": -1}, "padding must be .*non-negative.*padding=-1"),
+    "padding_mode": (augment.RandomCrop, {"size": 3, "padding_mode": "edge"}, 'padding_mode must be "constant"'),
+    "ratio": (augment.RandomResizedCrop, {"size": 3, "ratio": (0, 1)}, "ratio must be"),
+    "share": (augment.RandomResizedCrop, {"size": 3, "scale": (0.5, 2)}, "scale must be shares of at most 1"),
+    "antialias": (augment.RandomResizedCrop, {"size": 3, "antialias": True}, "antialias must be False"),
+    "brightness": (augment.ColorJitter, {"brightness": (2, 1)}, r"brightness must be .*brightness=\(2, 1\)"),
+    "outputs": (augment.Grayscale, {"num_output_channels": 2}, "num_output_channels must be 1 or 3"),
+    "sigma": (augment.GaussianNoise, {"sigma": -1}, "sigma must not be negative.*sigma=-1"),
+    "std": (augment.Normalize, {"mean": [0], "std": [0]}, "std must not be zero"),
+    "mean": (augment.Normalize, {"mean": [0, 1], "std": [1]}, "mean and std must have as many values"),
+    "dtype": (augment.ToDtype, {"dtype": torch.int64}, "dtype must be floating.*int64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments(name: str) -> None:
+    make, arguments, message = BAD_ARGUMENTS[name]
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_bad_images() -> None:
+    rotation = augment.RandomRotation(10)
+    with pytest.raises(RuntimeError, match=r"RandomRotation: images must be \[N, C, H, W\], but got shape=\[3, 8, 8\]"):
+        rotation(torch.ones(3, 8, 8))
+    with pytest.raises(RuntimeError, match="images must be one of .*dtype=torch.int64"):
+        rotation(torch.ones(1, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="must not require a gradient"):
+        rotation(torch.ones(1, 3, 8, 8, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"must not be empty but for their number.*\[1, 3, 0, 8\]"):
+        rotation(torch.ones(1, 3, 0, 8))
+    with pytest.raises(ValueError, match=r"RandomCrop: size must not be larger.*size=\(9, 9\), padded=\(8, 8\)"):
+        augment.RandomCrop(9)(torch.ones(1, 3, 8, 8))
+    assert augment.RandomCrop(9, pad_if_needed=True)(torch.ones(1, 3, 8, 8)).shape == (1, 3, 9, 9)
+    with pytest.raises(ValueError, match="fill must be a number, or one for each of 3 channels"):
+        augment.RandomRotation(1, fill=(1, 2))(torch.ones(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="contrast is of images of 1 or 3 channels, but got channels=2"):
+        augment.ColorJitter(contrast=1)(torch.ones(1, 2, 8, 8))
+    with pytest.raises(ValueError, match="Grayscale: images must have 3 channels, but got channels=2"):
+        augment.Grayscale()(torch.ones(1, 2, 8, 8))
+    with pytest.raises(TypeError, match=r"Normalize: images must be floating, but got dtype=torch.uint8"):
+        augment.Normalize([0], [1])(torch.ones(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="mean must have 1 value, or one for each of 3 channels"):
+        augment.Normalize([0, 0], [1, 1])(torch.ones(1, 3, 8, 8))
+    with pytest.raises(TypeError, match="Compose: transforms must be of cnnfast.augment"):
+        augment.Compose([torch.nn.ReLU()])
+    with pytest.raises(RuntimeError, match=r"parameters must be those of 2 images, \[2, 1\], but got shape=\[1, 1\]"):
+        rotation.apply(torch.ones(2, 3, 8, 8), rotation.sample((1, 3, 8, 8)))
+    with pytest.raises(RuntimeError, match=r"boxes must be \[N, M, 4\], of 1 images, but got shape=\[1, 4\]"):
+        rotation.apply_boxes(torch.ones(1, 4), rotation.sample((1, 3, 8, 8)), (8, 8))
+    with pytest.raises(RuntimeError, match=r"images must be \[N, C, H, W\], but got shape=\[3, 8, 8\]"):
+        rotation.sample((3, 8, 8))
+
+
+BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "parameters": ({"parameters": torch.ones(2, 1)}, r"a row for each of 1 images.*parameters.shape=\[2, 1\]"),
+    "parameters_dtype": ({"parameters": torch.ones(1, 1).double()}, "parameters must be contiguous, 2D and Float"),
+    "constants": ({"constants": torch.ones(1)}, "constants must have 3 values from 0 on, but got 1"),
+    "options": ({"options": [8, 8, 1]}, r"options must have 5 values, but got options=\[8, 8, 1\]"),
+    "size": ({"options": [0, 8, 1, 0, 0]}, r"output's size must be positive.*\(0, 8\)"),
+    "channels": ({"options": [8, 8, 2, 0, 0]}, "output channels must be the images', or 1 of 3, but got 2 of 1"),
+    "fill": ({"options": [8, 8, 1, 0, 4]}, "constants must have 1 values from 4 on"),
+    "geometry": ({"geometry": [0, 8, 8]}, "geometry must have 10 numbers for each of at most 8 steps, but got 3"),
+    "kind": ({"geometry": [4, 8, 8, *[-1] * 6, 0]}, "geometric step must be of a known kind, but got kind=4"),
+    "step_size": ({"geometry": [0, 7, 8, *[-1] * 6, 0]}, r"must begin with the images' size, but got \(7, 8\)"),
+    "column": ({"geometry": [0, 8, 8, 1, *[-1] * 5, 0]}, "parameters must have column 1, but got 1 columns"),
+    "window": ({"geometry": [0, 8, 8, *[-1] * 6, 0, 3, 8, 8, 0, 0, 0, 0, -1, -1, 0]}, "resized crop must be the first"),
+    "points": ({"points": [9, 0, 0, 0]}, "point step must be of a known kind, but got kind=9"),
+    "factor": ({"points": [1, -1, 0, 0]}, "parameters must have column -1"),
+    "means": ({"points": [2, 0, 0, 0]}, "contrast needs means"),
+    "key": ({"points": [5, 0, 0, 0]}, "noise needs a key"),
+    "gray": ({"points": [4, 0, 0, 0]}, "grey is of 3 channels, but got C=1"),
+    "outside": ({"points": [8, 1, 0, 0]}, "fill must name a geometric step, but got step 1 of 1"),
+    "dtype": ({"dtype": torch.int32}, "images must be uint8, .*dtype=Int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls_of_the_op(name: str) -> None:
+    """The kernel reads what these numbers point to."""
+    arguments = {
+        "images": torch.ones(1, 1, 8, 8),
+        "parameters": torch.ones(1, 1),
+        "constants": torch.ones(4),
+        "means": None,
+        "key": None,
+        "options": [8, 8, 1, 0, 0],
+        "geometry": [0, 8, 8, *[-1] * 6, 0],
+        "points": [],
+        "dtype": torch.float32,
+    }
+    torch.ops.cnnfast.augment(*arguments.values())
+    changed, message = BAD_CALLS[name]
+    with pytest.raises(RuntimeError, match=f"augment: {message}|augment: .*{message}"):
+        torch.ops.cnnfast.augment(*(arguments | changed).values())
