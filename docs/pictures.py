@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnnfast import data, functional, viz
+from cnnfast import augment, data, functional, viz
 from cnnfast.trainer import Config, Trainer
 
 if TYPE_CHECKING:
@@ -162,6 +162,33 @@ def bars(suite: str, section: str, mode: str, title: str) -> Callable[[], Figure
     return functools.partial(speed_ups, suite, section, mode, title)
 
 
+#: what docs/augmentation.md shows of each, in a picture by that name
+AUGMENTATIONS: dict[str, Callable[[], torch.nn.Module]] = {
+    "rotation": lambda: augment.RandomRotation(30),
+    "flip": lambda: augment.RandomHorizontalFlip(p=1),
+    "zoom": lambda: augment.RandomZoom(scale=(0.7, 1.3)),
+    "crop": lambda: augment.RandomCrop(28, padding=4),
+    "affine": lambda: augment.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1), shear=10),
+    "brightness": lambda: augment.ColorJitter(brightness=0.5),
+    "noise": lambda: augment.GaussianNoise(sigma=0.2),
+    "pipeline": lambda: augment.Compose(
+        [
+            augment.RandomRotation(10),
+            augment.RandomHorizontalFlip(),
+            augment.RandomZoom(scale=(0.9, 1.1)),
+            augment.ColorJitter(brightness=0.2),
+            augment.RandomCrop(28, padding=2),
+            augment.GaussianNoise(sigma=0.05),
+        ]
+    ),
+}
+
+
+def augmented(name: str) -> Figure:
+    batch = digits()[0][:8]
+    return viz.before_after(batch, AUGMENTATIONS[name]()(batch, generator=torch.Generator().manual_seed(0)))
+
+
 #: file name without .svg -> what draws it
 PICTURES: dict[str, Callable[[], Figure]] = {
     "pixels": pixels,
@@ -175,6 +202,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "pooled-maps": pooled_maps,
     "colour": colour,
     "curves": curves,
+    **{f"augment-{name}": functools.partial(augmented, name) for name in AUGMENTATIONS},
     "benchmark-layers-forward": bars("lecture", "Convolution layers", ", forward", "Its convolution layers, forward"),
     "benchmark-layers-backward": bars(
         "lecture", "Convolution layers", ", forward + backward", "Its convolution layers, forward + backward"

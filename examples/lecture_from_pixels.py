@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 import cnnfast
-from cnnfast import data, functional, viz
+from cnnfast import augment, data, functional, viz
 
 torch.manual_seed(0)
 
@@ -108,6 +108,24 @@ def accuracy(images: torch.Tensor, labels: torch.Tensor) -> float:
 
 x, x_test = images.float() / 255, test_images.float() / 255
 print(f"untrained: {accuracy(x_test, test_labels):.1%} of the test images are right")
+
+# %% [markdown]
+# ## Augmentation
+#
+# The same digit a little turned, shifted, larger or smaller, brighter and noisy: a draw for each image, in one pass.
+# Put `pipeline(x[batch])` for `x[batch]` below, and train longer: the network then sees no image twice.
+
+# %%
+pipeline = augment.Compose(
+    [
+        augment.RandomRotation(10),
+        augment.RandomZoom(scale=(0.9, 1.1)),
+        augment.ColorJitter(brightness=0.2),
+        augment.RandomCrop(28, padding=2),
+        augment.GaussianNoise(sigma=0.02),
+    ]
+)
+viz.before_after(x[:8], pipeline(x[:8]))
 
 # %% [markdown]
 # ## Training
