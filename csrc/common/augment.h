@@ -94,14 +94,15 @@ struct SineCosine {
 // Of an angle in degrees; exact at multiples of 90. Quarter turns are taken off, and Taylor's series of what is left,
 // at most 45 degrees, end where their terms are below a double's last bit.
 CNNFAST_BOTH static inline SineCosine sine_cosine(double degrees) {
+  if (degrees == 0) return {0, 1};  // of most steps: their other angles are not asked for
   double turns = degrees / 90 + 0.5;
   turns = turns > 1e9 || turns < -1e9 || turns != turns ? 0 : turns;
   const int64_t whole = static_cast<int64_t>(turns), quarter = whole > turns ? whole - 1 : whole;
   const double a = (degrees - 90 * static_cast<double>(quarter)) * 0.017453292519943295, s = a * a;
   double sine = 1, cosine = 1;
   for (int n = 8; n > 0; --n) {
-    sine = 1 - s / (2 * n * (2 * n + 1)) * sine;
-    cosine = 1 - s / (2 * n * (2 * n - 1)) * cosine;
+    sine = 1 - s * (1.0 / (2 * n * (2 * n + 1))) * sine;
+    cosine = 1 - s * (1.0 / (2 * n * (2 * n - 1))) * cosine;
   }
   sine *= a;
   switch (quarter & 3) {
@@ -142,7 +143,8 @@ CNNFAST_BOTH static inline AffineMap map_of(const AugmentPass& pass, const Geome
     default: {  // affine: the inverse of (translate) (centre) (rotate) (scale) (shear y) (shear x) (centre back)
       const double scale = 1 / number(3, 1), x = constants[1], y = constants[2];
       const double degrees = number(0, 0) * constants[0], degrees_y = number(5, 0);
-      const SineCosine turn = sine_cosine(degrees), less = sine_cosine(degrees - degrees_y);
+      const SineCosine turn = sine_cosine(degrees);
+      const SineCosine less = degrees_y == 0 ? turn : sine_cosine(degrees - degrees_y);
       const SineCosine shear_x = sine_cosine(number(4, 0)), shear_y = sine_cosine(degrees_y);
       const double tangent = shear_x.sine / shear_x.cosine;
       const double a = less.cosine / shear_y.cosine, c = less.sine / shear_y.cosine;
