@@ -13,6 +13,7 @@ from typing import Any
 from . import functional, nn, registration as _registration
 from .conversion import convert, report, revert
 from .decomposition import decompositions
+from .explanation import Explanation, explain
 from .folding import repack
 from .nn import AvgPool2d, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, ConvTranspose2d, MaxPool2d, ReLU
 from .routing import fallbacks
@@ -20,6 +21,7 @@ from .version import __version__
 
 __all__ = ["functional", "nn", "models", "info", "augment", "viz", "__version__", *nn.__all__]
 __all__ += ["convert", "revert", "report", "repack", "decompositions", "fallbacks"]
+__all__ += ["Explanation", "explain"]
 
 # Imported at first use: not needed to run a layer, and `python -m cnnfast.info` imports its own.
 _LAZY = ("models", "info", "augment", "viz")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset
 
 import cnnfast
 from cnnfast import autograd, routing
@@ -88,34 +89,13 @@ def test_state_dict_goes_both_ways(twin: Twin) -> None:
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-class Features(Dataset[Tensor]):
-    """Images of which a convolution is taken in the worker, forward and backward."""
-
-    def __init__(self) -> None:
-        self.module, _ = FUSED.modules()
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Tensor:
-        leaf = FUSED.input(1, seed=index).requires_grad_()
-        output = self.module(leaf)
-        output.square().sum().backward()
-        return torch.cat([output.detach().flatten(), leaf.grad.flatten()])
-
-
 @pytest.mark.parametrize(("how", "workers"), [("fork", 2), ("spawn", 1)])  # spawned ones import torch: seconds each
 def test_data_loader_workers(how: str, workers: int) -> None:
-    dataset = Features()
-    expected = torch.stack([dataset[i] for i in range(len(dataset))])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        dataset.module(FUSED.input(256))  # the parent's threads are running when it forks
-        loader = DataLoader(dataset, batch_size=3, num_workers=workers, multiprocessing_context=how, timeout=120)
-        assert torch.equal(torch.cat(list(loader)), expected)
-    finally:
-        torch.set_num_threads(threads)
+    script = Path(__file__).with_name("loader_workers.py")
+    command = [sys.executable, str(script), how, str(workers)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "the same\n"
 
 
 def _change_shared(module: nn.Module) -> None:

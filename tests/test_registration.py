@@ -213,7 +213,7 @@ def test_every_schema_has_a_fake_kernel() -> None:
     # These take or give no tensor that a graph could hold; fingerprint looks at values, and only the kernels know how
     # large packed weights are.
     without_fake = {"cpu_info", "cuda_archs", "set_cpu_isa", "set_winograd", "fma_peak", "fingerprint"}
-    without_fake.add("conv2d_pack_weight")
+    without_fake |= {"conv2d_pack_weight", "explain_conv2d"}
     for name in names - without_fake:
         overload = getattr(torch.ops.cnnfast, name).default
         assert torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "Meta"), name

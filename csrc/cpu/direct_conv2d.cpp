@@ -59,6 +59,18 @@ bool direct_conv2d_takes(const Conv2dShape& shape, const Strides& output) {
   return plan_forward(shape, output, &plan) != nullptr;
 }
 
+bool direct_conv2d_takes_backward(const Conv2dShape& shape, const Strides* grad_input) {
+  DirectConv2dBackwardPlan plan;
+  if ((grad_input == nullptr || grad_input->w == 1) && cpu_kernels().direct_conv2d.backward_plan(shape, &plan))
+    return true;
+  return grad_input == nullptr && direct_conv2d_takes_backward_weight(shape);
+}
+
+bool direct_conv2d_takes_backward_weight(const Conv2dShape& shape) {
+  DirectConv2dBackwardPlan plan;
+  return cpu_kernels().direct_conv2d_channels.backward_plan(shape, &plan);
+}
+
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
                            const float* bias, Activation activation, View<float> output) {
   DirectConv2dPlan plan;

@@ -64,8 +64,11 @@ struct DirectConv2dKernels {
   void (*backward)(const DirectConv2dBackward&, int64_t slice, float* sums, char* workspace);
 };
 
-// Whether direct is the algorithm for the forward pass.
+// Whether direct is the algorithm for the forward pass; for all gradients (`grad_input` null: that of the input is not
+// wanted); for the weight gradient alone.
 bool direct_conv2d_takes(const Conv2dShape& shape, const Strides& output);
+bool direct_conv2d_takes_backward(const Conv2dShape& shape, const Strides* grad_input);
+bool direct_conv2d_takes_backward_weight(const Conv2dShape& shape);
 
 // The launcher. False, with nothing done, if the algorithm does not take this shape or layout.
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,

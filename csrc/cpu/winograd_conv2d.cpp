@@ -68,6 +68,12 @@ WinogradConv forward_of(const Conv2dShape& s, const Strides& weight, bool agains
   return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight), against_packed};
 }
 
+WinogradConv backward_input_of(const Conv2dShape& s, const Strides& weight) {
+  const int64_t last = kWinogradTaps - 1;
+  return {s.N,  s.K / s.G, s.C / s.G, s.P, s.Q, s.H, s.W, last - s.pad_top, last - s.pad_left, dense_taps(weight),
+          false};
+}
+
 }  // namespace
 
 bool winograd_enabled() { return enabled().load(std::memory_order_relaxed); }
@@ -77,6 +83,16 @@ bool winograd_takes(const Conv2dShape& s, const Strides& weight, bool against_pa
   WinogradPlan plan;
   return is_winograd(s) &&
          cpu_kernels().winograd_conv2d.plan(forward_of(s, weight, against_packed), thread_count(), &plan);
+}
+
+bool winograd_takes_backward_input(const Conv2dShape& s, const Strides& weight) {
+  WinogradPlan plan;
+  return is_winograd(s) && cpu_kernels().winograd_conv2d.plan(backward_input_of(s, weight), thread_count(), &plan);
+}
+
+bool winograd_takes_backward_weight(const Conv2dShape& s, const Strides& grad_weight) {
+  WinogradPlan plan;
+  return is_winograd(s) && cpu_kernels().winograd_conv2d.weight_plan(forward_of(s, grad_weight), thread_count(), &plan);
 }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
@@ -93,8 +109,7 @@ bool winograd_conv2d_backward_input(const Conv2dShape& s, View<const float> grad
   if (!is_winograd(s)) return false;
   const int64_t last = kWinogradTaps - 1;
   const Strides& w = weight.stride;
-  const WinogradConv conv{s.N, s.K / s.G,        s.C / s.G,         s.P,           s.Q,  s.H,
-                          s.W, last - s.pad_top, last - s.pad_left, dense_taps(w), false};
+  const WinogradConv conv = backward_input_of(s, w);
   const GatherWeight<const float> turned{weight.at(0, 0, last, last), conv.C * w.n, w.c, w.n, -w.h, -w.w};
   return winograd_conv2d(s.G, conv, grad_output, turned, bias, Activation::none, grad_input);
 }

@@ -78,8 +78,10 @@ struct WinogradConv2dKernels {
 bool winograd_enabled();
 bool set_winograd(bool enabled);
 
-// Whether winograd is the algorithm for the forward pass.
+// Whether winograd is the algorithm for the forward pass, the input gradient, the weight gradient.
 bool winograd_takes(const Conv2dShape& shape, const Strides& weight, bool against_packed);
+bool winograd_takes_backward_input(const Conv2dShape& shape, const Strides& weight);
+bool winograd_takes_backward_weight(const Conv2dShape& shape, const Strides& grad_weight);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,

@@ -1,0 +1,100 @@
+"""Which algorithm would take a convolution, and why: the planner's choice, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import conv2d_options
+from .routing import why_not
+
+__all__ = ["Explanation", "explain"]
+
+_WHY = {
+    "winograd": "3x3 of stride 1, with tiles and channels enough to repay the transforms",
+    "direct": "few channels: their sums stay in registers, and patches are read where they lie",
+    "depthwise": "one channel a group",
+    "implicit_gemm": "a matrix product of patches and weights, which takes every shape",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found; printed, it is a line for each pass.
+
+    Attributes:
+        forward: the forward pass's algorithm: "winograd", "direct", "depthwise", "implicit_gemm", or "torch" for
+            torch's own op.
+        grad_input: that of the input's gradient; None where it is not wanted.
+        grad_weight: that of the weight's gradient.
+        shape: what is convolved, in words.
+        isa: the instruction set of the kernels.
+        reason: why torch's op runs; None where it does not.
+    """
+
+    forward: str
+    grad_input: str | None
+    grad_weight: str
+    shape: str
+    isa: str | None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"conv2d: {self.shape}" + (f", {self.isa}" if self.isa else "")]
+        for name in ("forward", "grad_input", "grad_weight"):
+            algorithm = getattr(self, name)
+            if algorithm is not None:
+                lines.append(f"{name + ':':12} {algorithm} ({self.reason or _WHY[algorithm]})")
+        return "\n".join(lines)
+
+
+def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient: bool = True) -> Explanation:
+    """Which algorithm runs a convolution on the CPU for inputs of a size and layout. Nothing is computed.
+
+    The choice depends on sizes, strides, dtype and instruction set alone: not on the number of threads. Where a result
+    of Winograd's is not finite, another algorithm computes it again; converted networks that only infer keep the
+    weights of small layers packed, and then sum directly sooner.
+
+    Args:
+        module: a convolution, ``cnnfast.Conv2d`` or torch's own.
+        input: [N, C, H, W], or its sizes: then of the weight's dtype, in NCHW.
+        input_gradient: whether the input's gradient is wanted in backward; a first layer's is not.
+
+    Raises:
+        TypeError: the module is no nn.Conv2d.
+        RuntimeError: sizes that do not fit the module, as in a call.
+
+    Example::
+
+        >>> explanation = cnnfast.explain(cnnfast.Conv2d(64, 64, 3, padding=1), (8, 64, 56, 56))
+        >>> explanation.forward
+        'winograd'
+
+    Source: csrc/cpu/conv2d_launch.h, whose questions these are; csrc/cpu/kernels/winograd_tiles.h has the cost model.
+    """
+    if not isinstance(module, nn.Conv2d):
+        raise TypeError(f"explain: module must be an nn.Conv2d, but got module={type(module).__name__}")
+    weight = module.weight.detach()
+    if not isinstance(input, Tensor):
+        input = torch.empty(tuple(input), dtype=weight.dtype, device=weight.device)
+    layout = "channels_last" if _is_channels_last(input) else "NCHW"
+    shape = f"{list(input.shape)} * {list(weight.shape)}, {str(weight.dtype).removeprefix('torch.')}, {layout}"
+    reason = why_not("conv2d", False, input.detach(), weight, module.bias)
+    if reason is None and not input.is_cpu:
+        raise RuntimeError(f"explain: input must be on the CPU, but got device={input.device}")
+    if reason is not None:
+        return Explanation("torch", "torch" if input_gradient else None, "torch", shape, None, reason.text)
+    padding = module.padding if module.padding_mode == "zeros" else 0
+    R, S = weight.shape[2:]
+    options = conv2d_options(False, "conv2d", R, S, module.stride, padding, module.dilation, module.groups)
+    found = json.loads(torch.ops.cnnfast.explain_conv2d(input.detach(), weight, options, input_gradient))
+    isa = json.loads(torch.ops.cnnfast.cpu_info())["isa"]
+    return Explanation(found["forward"], found.get("grad_input"), found["grad_weight"], shape, isa)
+
+
+def _is_channels_last(input: Tensor) -> bool:
+    return input.dim() == 4 and torch._prims_common.suggest_memory_format(input) is torch.channels_last
