@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import conv2d_options
+from .nn import _padded
 from .routing import why_not
 
 __all__ = ["Explanation", "explain"]
@@ -53,7 +54,7 @@ class Explanation:
 
 
 def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient: bool = True) -> Explanation:
-    """Which algorithm runs a convolution on the CPU for inputs of a size and layout. Nothing is computed.
+    """Which algorithm runs a convolution on the CPU for inputs of a size and layout. Nothing is convolved.
 
     The choice depends on sizes, strides, dtype and instruction set alone: not on the number of threads. Where a result
     of Winograd's is not finite, another algorithm computes it again; converted networks that only infer keep the
@@ -88,10 +89,10 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
         raise RuntimeError(f"explain: input must be on the CPU, but got device={input.device}")
     if reason is not None:
         return Explanation("torch", "torch" if input_gradient else None, "torch", shape, None, reason.text)
-    padding = module.padding if module.padding_mode == "zeros" else 0
+    input, padding = _padded(module, input.detach())
     R, S = weight.shape[2:]
     options = conv2d_options(False, "conv2d", R, S, module.stride, padding, module.dilation, module.groups)
-    found = json.loads(torch.ops.cnnfast.explain_conv2d(input.detach(), weight, options, input_gradient))
+    found = json.loads(torch.ops.cnnfast.explain_conv2d(input, weight, options, input_gradient))
     isa = json.loads(torch.ops.cnnfast.cpu_info())["isa"]
     return Explanation(found["forward"], found.get("grad_input"), found["grad_weight"], shape, isa)
 

@@ -57,19 +57,18 @@ inline bool same_size(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Strides of a dense [N, C, H, W] tensor. As torch does, those of empty tensors count each size as at least 1.
+inline Strides dense_strides(int64_t C, int64_t H, int64_t W, bool channels_last) {
+  const int64_t c = max<int64_t>(C, 1), h = max<int64_t>(H, 1), w = max<int64_t>(W, 1);
+  return channels_last ? Strides{c * h * w, 1, w * c, c} : Strides{c * h * w, h * w, w, 1};
+}
+
 // An uninitialised tensor like `like` in dtype (unless given) and device.
 inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int64_t dims, bool channels_last,
                     ScalarType dtype) {
   // dims == 3 drops the leading (batch) dimension.
-  const int64_t C = size[1], H = size[2], W = size[3];
-  std::array<int64_t, 4> stride =
-      channels_last ? std::array<int64_t, 4>{C * H * W, 1, W * C, C} : std::array<int64_t, 4>{C * H * W, H * W, W, 1};
-  // As torch does, strides of empty tensors count each size as at least 1.
-  if (C * H * W == 0) {
-    const int64_t c = max<int64_t>(C, 1), h = max<int64_t>(H, 1), w = max<int64_t>(W, 1);
-    stride =
-        channels_last ? std::array<int64_t, 4>{c * h * w, 1, w * c, c} : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
-  }
+  const Strides dense = dense_strides(size[1], size[2], size[3], channels_last);
+  const std::array<int64_t, 4> stride{dense.n, dense.c, dense.h, dense.w};
   const int64_t skip = 4 - dims;
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));

@@ -33,15 +33,22 @@ def test_names_the_algorithm(name: str, isa: str) -> None:
 
 def _results(conv: cnnfast.Conv2d, x: Tensor) -> list[Tensor]:
     y = conv(x)
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, conv.weight))]
+    return [y.detach(), *torch.autograd.grad(y, (x, conv.weight), torch.ones_like(y).cumsum(1))]
 
 
-@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", (7, 9, 17))
 @pytest.mark.parametrize("channels", (8, 16, 40))
-def test_is_winograd_where_the_bits_are(channels: int, memory_format: torch.memory_format, isa: str) -> None:
+def test_is_winograd_where_the_bits_are(
+    channels: int, size: int, memory_format: torch.memory_format, weight_format: torch.memory_format, isa: str
+) -> None:
     torch.manual_seed(0)
-    conv = cnnfast.Conv2d(channels, 48, 3, padding=1).to(memory_format=memory_format)
-    x = torch.randn(3, channels, 17, 18).to(memory_format=memory_format).requires_grad_()
+    conv = cnnfast.Conv2d(channels, 48, 3, padding=1).to(memory_format=weight_format)
+    x = torch.randn(3, channels, size, size + 1).to(memory_format=memory_format).requires_grad_()
     found = explain(conv, x)
     with_winograd = _results(conv, x)
     enabled = ops.set_winograd(False)
@@ -50,11 +57,17 @@ def test_is_winograd_where_the_bits_are(channels: int, memory_format: torch.memo
         assert "winograd" not in str(explain(conv, x))
     finally:
         ops.set_winograd(enabled)
-    changed = not torch.equal(with_winograd[0], direct[0])
-    assert (found.forward == "winograd") == changed
-    if not changed:  # else the gradient that comes back is another one already
-        for algorithm, ours, theirs in zip((found.grad_input, found.grad_weight), with_winograd[1:], direct[1:]):
-            assert (algorithm == "winograd") == (not torch.equal(ours, theirs))
+    algorithms = (found.forward, found.grad_input, found.grad_weight)
+    for algorithm, ours, theirs in zip(algorithms, with_winograd, direct, strict=True):
+        assert (algorithm == "winograd") == (not torch.equal(ours, theirs))
+
+
+def test_pads_as_the_module_does() -> None:
+    conv = cnnfast.Conv2d(64, 64, 3, padding=40, padding_mode="circular")
+    assert explain(conv, (1, 64, 41, 41)).forward == "winograd"
+    assert explain(cnnfast.Conv2d(64, 64, 3, padding="same"), (4, 64, 28, 28)).forward == "winograd"
+    # Without the padding there would be two outputs.
+    assert explain(cnnfast.Conv2d(64, 64, 3, padding=3, padding_mode="reflect"), (4, 64, 4, 4)).forward == "winograd"
 
 
 def test_of_other_dtypes() -> None:

@@ -64,7 +64,7 @@ class Transform(nn.Module):
 
     def steps(self, image: Image, first: int) -> list[Step]:
         """The steps for such images, whose parameters begin at column ``first``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: a transform must say its steps")
 
     def transforms_in_order(self) -> list[Transform]:
         return [self]

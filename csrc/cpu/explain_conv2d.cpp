@@ -21,30 +21,29 @@ class Explanation {
 
   const char* forward() const {
     if (kFloat && winograd_takes(s_, weight_, false)) return "winograd";
-    if (kFloat && direct_conv2d_takes(s_, strides(s_.K, s_.P, s_.Q))) return "direct";
+    if (kFloat && direct_conv2d_takes(s_, dense_strides(s_.K, s_.P, s_.Q, channels_last_))) return "direct";
     return depthwise(false, by_channels_) ? "depthwise" : "implicit_gemm";
   }
   const char* grad_input() const {
-    const Strides x = strides(s_.C, s_.H, s_.W);
-    if (kFloat && direct_conv2d_takes_backward(s_, &x)) return "direct";
+    if (direct_backward(true)) return "direct";
     if (depthwise_backward()) return "depthwise";
     if (kFloat && winograd_takes_backward_input(s_, weight_)) return "winograd";
     return depthwise(true, channels_last_) ? "depthwise" : "implicit_gemm";
   }
   const char* grad_weight(bool input_gradient) const {
-    const Strides x = strides(s_.C, s_.H, s_.W);
-    if (kFloat && direct_conv2d_takes_backward(s_, input_gradient ? &x : nullptr)) return "direct";
+    if (direct_backward(input_gradient)) return "direct";
     if (depthwise_backward()) return "depthwise";
-    if (kFloat && winograd_takes_backward_weight(s_, weight_)) return "winograd";
+    const Strides w = dense_strides(s_.C / s_.G, s_.R, s_.S, channels_last_);
+    if (kFloat && winograd_takes_backward_weight(s_, w)) return "winograd";
     return kFloat && direct_conv2d_takes_backward_weight(s_) ? "direct" : "implicit_gemm";
   }
 
  private:
   static constexpr bool kFloat = std::is_same_v<T, float>;
 
-  // Of what conv2d allocates.
-  Strides strides(int64_t C, int64_t H, int64_t W) const {
-    return channels_last_ ? Strides{C * H * W, 1, W * C, C} : Strides{C * H * W, H * W, W, 1};
+  bool direct_backward(bool input_gradient) const {
+    const Strides x = dense_strides(s_.C, s_.H, s_.W, channels_last_);
+    return kFloat && direct_conv2d_takes_backward(s_, input_gradient ? &x : nullptr);
   }
   bool depthwise(bool input_gradient, bool channels_last) const {
     DepthwisePlan plan;

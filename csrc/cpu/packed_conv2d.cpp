@@ -27,10 +27,8 @@ Tensor pack_weight(const Tensor& input, const Tensor& weight, const IntList& opt
   check_options(kOp, options, Conv2dOptions::kCount + 1);
   const Conv2dShape s = conv2d_shape(kOp, input, weight, std::nullopt, conv2d_options(options));
   if (input.scalar_type() != ScalarType::Float) return empty_vector(input, 0);
-  const bool channels_last = conv_channels_last(input, weight);
   const Strides x = view_of<const float>(input).stride;
-  const Strides y =
-      channels_last ? Strides{s.K * s.P * s.Q, 1, s.Q * s.K, s.K} : Strides{s.K * s.P * s.Q, s.P * s.Q, s.Q, 1};
+  const Strides y = dense_strides(s.K, s.P, s.Q, conv_channels_last(input, weight));
   const View<const float> w = view_of<const float>(weight);
   if (!pays_to_keep(s, w.stride, y)) return empty_vector(input, 0);
   const Tensor packed = empty_vector(input, implicit_gemm_packed_floats(s, x, y));
