@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 
 from .arguments import conv2d_options
-from .nn import _padded
+from .nn import ConvReLUMaxPool2d, _padded
 from .routing import why_not
 
 __all__ = ["Explanation", "explain"]
@@ -66,7 +67,7 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
         input_gradient: whether the input's gradient is wanted in backward; a first layer's is not.
 
     Raises:
-        TypeError: the module is no nn.Conv2d.
+        TypeError: the module is no nn.Conv2d, or fused with a pooling, which has kernels of its own.
         RuntimeError: sizes that do not fit the module, as in a call.
 
     Example::
@@ -77,12 +78,12 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
 
     Source: csrc/cpu/conv2d_launch.h, whose questions these are; csrc/cpu/kernels/winograd_tiles.h has the cost model.
     """
-    if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"explain: module must be an nn.Conv2d, but got module={type(module).__name__}")
+    if not isinstance(module, nn.Conv2d) or isinstance(module, ConvReLUMaxPool2d):
+        raise TypeError(f"explain: module must be an nn.Conv2d without pooling, but got module={type(module).__name__}")
     weight = module.weight.detach()
     if not isinstance(input, Tensor):
         input = torch.empty(tuple(input), dtype=weight.dtype, device=weight.device)
-    layout = "channels_last" if _is_channels_last(input) else "NCHW"
+    layout = "channels_last" if suggest_memory_format(input) is torch.channels_last else "NCHW"
     shape = f"{list(input.shape)} * {list(weight.shape)}, {str(weight.dtype).removeprefix('torch.')}, {layout}"
     reason = why_not("conv2d", False, input.detach(), weight, module.bias)
     if reason is None and not input.is_cpu:
@@ -95,7 +96,3 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
     found = json.loads(torch.ops.cnnfast.explain_conv2d(input, weight, options, input_gradient))
     isa = json.loads(torch.ops.cnnfast.cpu_info())["isa"]
     return Explanation(found["forward"], found.get("grad_input"), found["grad_weight"], shape, isa)
-
-
-def _is_channels_last(input: Tensor) -> bool:
-    return input.dim() == 4 and torch._prims_common.suggest_memory_format(input) is torch.channels_last

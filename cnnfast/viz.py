@@ -118,7 +118,7 @@ def feature_maps(maps: Tensor, *, columns: int = 6, titles: Sequence[str] = ()) 
     rows = math.ceil(len(maps) / columns)
     figure = _figure(_TILE * columns + 0.8, (_TILE + 0.25) * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    titles = titles or [str(k) for k in range(len(maps))]
+    titles = [*titles, *[""] * len(maps)] if titles else [str(k) for k in range(len(maps))]
     for axis, one, title in zip(axes, maps, titles):
         drawn = _draw(axis, one, title, low=maps.min().item(), high=maps.max().item(), colours="viridis")
     for axis in axes[len(maps) :]:
@@ -178,7 +178,7 @@ def curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: there are no rows.
+        ValueError: there are no rows, or more runs than colours.
 
     Example:
         >>> rows = [{"epoch": 1, "loss": 0.9, "train_accuracy": 0.7, "test_accuracy": 0.8},
@@ -189,6 +189,8 @@ def curves(rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str
     runs = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     if not runs or not all(runs.values()):
         raise ValueError("viz: expected rows of at least one epoch, but got none")
+    if len(runs) > len(COLOURS):
+        raise ValueError(f"viz: at most {len(COLOURS)} runs can be told apart, but got {len(runs)}")
     figure = _figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     for (name, run), colour in zip(runs.items(), COLOURS):

@@ -91,8 +91,8 @@ CNNFAST_LIBRARY(m) {
 
   // A number that most likely changes when elements of the dense tensors do: of large ones it looks at some 500.
   m.def("fingerprint(Tensor a, Tensor? b, Tensor? c, Tensor? d, Tensor? e, Tensor? f) -> int");
-  // Which algorithms take a convolution of float32, of its forward pass, its input and its weight gradient, as JSON;
-  // nothing is read or computed.
+  // Which algorithms take a convolution, its forward pass, its input and its weight gradient, as JSON; nothing is read
+  // or computed.
   m.def("explain_conv2d(Tensor input, Tensor weight, int[] options, bool input_gradient) -> str");
   // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.
   m.def("cuda_archs() -> str");

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
-import importlib
 import pickle
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cnnfast
 from cnnfast import augment
 from cnnfast.augment.transform import Transform
 
@@ -267,17 +264,83 @@ def test_folded_equals_its_steps_up_to_interpolation(name: str) -> None:
     assert difference.median() < 0.004 and (difference > 0.02).float().mean() < 0.1
 
 
-def test_noise_is_added_after_the_crop_that_precedes_it() -> None:
-    parameters = lecture().sample((4, 1, 28, 28), seeded())
-    images = smooth(4, 1, (28, 28))
-    quiet = lecture(sigma=0).apply(images, parameters)
-    noisy = lecture(sigma=0.05).apply(images, parameters)
-    noise = augment.GaussianNoise(sigma=0.05)
-    other = augment.Parameters(parameters.values[:, :0], (), parameters.key)
-    assert not torch.equal(noisy, quiet)
-    # The stream of a Compose's noise is its place; alone it is another.
-    assert not torch.equal(noise.apply(quiet, other), noisy)
-    assert (noisy - quiet).abs().max() < 0.3
+def test_noise_belongs_to_where_the_pixel_is_when_it_is_added() -> None:
+    noise, crop = augment.GaussianNoise(0.5, 0.05, clip=False), augment.RandomCrop(30, padding=4)
+    black = torch.zeros(4, 1, 28, 28)
+    # After a crop: on the padding as inside, and the same wherever the window lies.
+    after = augment.Compose([crop, noise])
+    drawn = after.sample(black.shape, seeded())
+    expected = augment.Compose([augment.RandomZoom((1, 1)), noise])
+    still = augment.Parameters(torch.ones(4, 1), ("0.scale",), drawn.key)
+    noisy = after.apply(black, drawn)
+    assert torch.equal(noisy, expected.apply(torch.zeros(4, 1, 30, 30), still))
+    assert noisy.flatten(1).std(1).min() > 0.04
+    # Before it: it moves with the pixels, and the padding has none.
+    before = augment.Compose([noise, crop])
+    drawn = before.sample(black.shape, seeded())
+    drawn.values[:] = 0
+    moved = before.apply(black, drawn)
+    assert not moved[..., :4, :].any() and not moved[..., :4].any()
+    assert torch.equal(moved[..., 4:, 4:], noise.apply(black, augment.Parameters(torch.empty(4, 0), (), drawn.key))
+                       [..., :26, :26])  # fmt: skip
+
+
+def test_changes_are_seen() -> None:
+    images = smooth()
+    inner = augment.Compose([augment.RandomHorizontalFlip(0.0)])
+    outer = augment.Compose([inner, augment.RandomVerticalFlip(0.0)])
+    assert torch.equal(outer(images), images)
+    inner.transforms[0] = augment.RandomHorizontalFlip(1.0)
+    assert torch.equal(outer(images), images.flip(3))
+    outer.transforms[1].p = 1.0
+    assert torch.equal(outer(images), images.flip(2, 3))
+    outer.transforms = outer.transforms[1:]
+    assert torch.equal(outer(images), images.flip(2))
+    outer.transforms.append(augment.RandomHorizontalFlip(1.0))
+    assert torch.equal(outer.eval()(images), images.flip(2, 3))
+
+
+def test_other_default_dtypes() -> None:
+    images, expected = smooth(), [TRANSFORMS[name](smooth(), seeded()) for name in TRANSFORMS]
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name, result in zip(TRANSFORMS, expected, strict=True):
+            transform = copy.deepcopy(TRANSFORMS[name])
+            assert torch.equal(transform(images, seeded()), result)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_plans_of_fake_tensors_are_not_kept() -> None:
+    transform = lecture()
+    with torch._subclasses.FakeTensorMode():
+        assert transform(torch.empty(2, 1, 28, 28)).shape == (2, 1, 28, 28)
+    images = smooth(2, 1, (28, 28))
+    assert torch.equal(transform(images, seeded()), lecture()(images, seeded()))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_fills_of_other_channels(channels: int) -> None:
+    fill = [0.1, 0.2, 0.3, 0.4][:channels]
+    transform = augment.Compose([augment.RandomCrop(30, padding=1, fill=fill), augment.RandomRotation(5, fill=fill)])
+    assert "pass 1: RandomCrop -> RandomRotation" in repr(transform)
+    images = smooth(2, channels)[:, :channels] if channels < 4 else smooth(2, 4)
+    parameters = transform.sample(images.shape, seeded())
+    assert transform.apply(images, parameters).shape == (2, channels, 30, 30)
+    assert transform.apply_mask(images[:, :1], parameters).shape == (2, 1, 30, 30)
+    assert transform.apply_boxes(torch.ones(2, 3, 4), parameters, images.shape[2:]).shape == (2, 3, 4)
+    padded = augment.RandomCrop((30, 38), padding=1, fill=fill)(images)
+    assert torch.equal(padded[0, :, 0, 0], torch.tensor(fill))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_copied_pixels_do_not_touch_their_neighbours(value: float) -> None:
+    images = smooth(2)
+    images[:, :, 3, 5] = value
+    transform = augment.Compose([augment.RandomHorizontalFlip(1.0), augment.RandomVerticalFlip(1.0)])
+    torch.testing.assert_close(transform(images), images.flip(2, 3), rtol=0, atol=0, equal_nan=True)
+    cropped = augment.RandomCrop(images.shape[2:])(images)
+    torch.testing.assert_close(cropped, images, rtol=0, atol=0, equal_nan=True)
 
 
 def test_repr_shows_passes() -> None:
@@ -328,13 +391,6 @@ def test_changed_parameters_are_replayed() -> None:
         parameters["scale"]
 
 
-@pytest.mark.parametrize("name", ["augment", "augment.image", "augment.geometry", "augment.crop", "augment.color"])
-def test_examples(name: str) -> None:
-    module = importlib.import_module(f"cnnfast.{name}")
-    results = doctest.testmod(module, extraglobs={"cnnfast": cnnfast, "torch": torch})
-    assert results.attempted and not results.failed
-
-
 def test_fake_kernels() -> None:
     images = smooth()
     constants, parameters = torch.tensor([0.5, 0.0] * 3), torch.empty(4, 0)
@@ -349,12 +405,22 @@ def test_fake_kernels() -> None:
 
 BAD_ARGUMENTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "degrees": (augment.RandomRotation, {"degrees": -1}, "RandomRotation: degrees must not be negative.*degrees=-1"),
+    "degrees_word": (augment.RandomRotation, {"degrees": None}, "degrees must not be negative.*degrees=None"),
+    "degrees_three": (augment.RandomRotation, {"degrees": (1, 2, 3)}, r"pair \(low, high\).*degrees=\(1, 2, 3\)"),
     "degrees_pair": (augment.RandomRotation, {"degrees": (3, 1)}, r"degrees must be .*pair.* got degrees=\(3, 1\)"),
     "expand": (augment.RandomRotation, {"degrees": 1, "expand": True}, "expand must be False.*expand=True"),
     "interpolation": (augment.RandomRotation, {"degrees": 1, "interpolation": "cubic"}, "interpolation must be one of"),
     "center": (augment.RandomRotation, {"degrees": 1, "center": (1,)}, "center must be"),
     "p": (augment.RandomHorizontalFlip, {"p": 1.5}, "p must be a probability.*p=1.5"),
     "scale": (augment.RandomZoom, {"scale": (0, 1)}, r"scale must be .*positive.*scale=\(0, 1\)"),
+    "scale_number": (augment.RandomZoom, {"scale": 1.1}, "scale must be a pair .*scale=1.1"),
+    "fill": (augment.RandomRotation, {"degrees": 1, "fill": "black"}, "fill must be a number.*fill='black'"),
+    "fills": (augment.RandomCrop, {"size": 3, "fill": ()}, r"fill must be a number.*fill=\(\)"),
+    "translate_number": (augment.RandomAffine, {"degrees": 0, "translate": 0.1}, "translate must be a pair.*0.1"),
+    "size_float": (augment.RandomCrop, {"size": 3.5}, "size must be a positive int or a pair.*size=3.5"),
+    "brightness_word": (augment.ColorJitter, {"brightness": "much"}, "brightness must be .*brightness='much'"),
+    "contrast_negative": (augment.ColorJitter, {"contrast": -1}, "contrast must be a non-negative.*contrast=-1"),
+    "mean_number": (augment.Normalize, {"mean": 0.5, "std": [1]}, "mean must be a sequence of numbers.*mean=0.5"),
     "translate": (augment.RandomAffine, {"degrees": 0, "translate": (2, 0)}, "translate must be a pair of shares"),
     "shear": (augment.RandomAffine, {"degrees": 0, "shear": (1, 2, 3)}, "shear must be a number or a pair"),
     "size": (augment.RandomCrop, {"size": 0}, "size must be a positive int or a pair.*size=0"),
@@ -389,6 +455,13 @@ def test_bad_images() -> None:
         rotation(torch.ones(1, 3, 8, 8, requires_grad=True))
     with pytest.raises(RuntimeError, match=r"must not be empty but for their number.*\[1, 3, 0, 8\]"):
         rotation(torch.ones(1, 3, 0, 8))
+    with pytest.raises(RuntimeError, match=r"must not be empty but for their number.*\[1, 0, 8, 8\]"):
+        rotation(torch.ones(1, 0, 8, 8))
+    with pytest.raises(TypeError, match="RandomRotation: images must be a tensor, but got images='ndarray'"):
+        rotation(torch.ones(1, 3, 8, 8).numpy())
+    flip = augment.RandomHorizontalFlip()
+    with pytest.raises(RuntimeError, match=r"parameters must be \['horizontal'\], but got names=\['angle'\]"):
+        flip.apply(torch.ones(1, 3, 8, 8), rotation.sample((1, 3, 8, 8)))
     with pytest.raises(ValueError, match=r"RandomCrop: size must not be larger.*size=\(9, 9\), padded=\(8, 8\)"):
         augment.RandomCrop(9)(torch.ones(1, 3, 8, 8))
     assert augment.RandomCrop(9, pad_if_needed=True)(torch.ones(1, 3, 8, 8)).shape == (1, 3, 9, 9)

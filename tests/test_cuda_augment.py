@@ -49,7 +49,8 @@ def results_on(device: torch.device, transform: Transform, images: Tensor, param
             if device.type == "cpu":
                 torch.ops.cnnfast_emulated.set_schedule(*schedule)
             results.append(transform.apply(images.to(device), there))
-    assert all(torch.equal(result, results[0]) for result in results)
+    for result in results:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
     return results[0].cpu()
 
 
@@ -86,6 +87,17 @@ def test_augment_of_other_channels(channels: int, kernels: None, device: torch.d
         parameters = COLOR.sample(images.shape, seeded())
         expected = COLOR.apply(images, parameters)
         torch.testing.assert_close(results_on(device, COLOR, images, parameters), expected, rtol=0, atol=3e-6)
+
+
+def test_augment_copies_next_to_nan(kernels: None, device: torch.device) -> None:
+    images = smooth(2)
+    images[:, :, 3, 5] = torch.nan
+    transform = augment.Compose([augment.RandomHorizontalFlip(1.0), augment.RandomCrop(images.shape[2:], padding=1)])
+    parameters = transform.sample(images.shape, seeded())
+    expected = transform.apply(images, parameters)
+    assert expected.isnan().any(1).sum() <= 2
+    actual = results_on(device, transform, images, parameters)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_augment_of_no_images(kernels: None, device: torch.device) -> None:

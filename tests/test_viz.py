@@ -71,6 +71,11 @@ def test_large_images_have_no_values(matplotlib: Any):
     assert len(viz.image(torch.rand(17, 4), values=True).axes[0].texts) == 17 * 4
 
 
+def test_feature_maps_without_a_title(matplotlib: Any):
+    axes = viz.feature_maps(torch.rand(3, 2, 2), titles=["first"]).axes
+    assert [axis.get_title() for axis in axes[:3]] == ["first", "", ""] and axes[2].images
+
+
 def test_feature_maps_share_a_scale(matplotlib: Any):
     maps = torch.stack((torch.zeros(4, 4), torch.full((4, 4), 5.0)))
     figure = viz.feature_maps(maps)
@@ -100,6 +105,7 @@ def test_curves_of_two_backends(matplotlib: Any):
         (lambda: viz.feature_maps(torch.rand(2, 3, 4, 4)), r"maps must be \[K, P, Q\].*=\[2, 3, 4, 4\]"),
         (lambda: viz.before_after(torch.rand(2, 1, 4, 4), torch.rand(3, 1, 4, 4)), "of the same N.*2, 1, 4, 4.*3, 1"),
         (lambda: viz.curves([]), "at least one epoch"),
+        (lambda: viz.curves({str(i): ROWS for i in range(7)}), "at most 6 runs can be told apart, but got 7"),
         (lambda: viz.bars(["a"], {"one": [1, 2]}), r"expected 1 numbers.*\['one'\]"),
         (lambda: viz.bars(["a"], {str(i): [i] for i in range(7)}), "at most 6 names"),
     ],

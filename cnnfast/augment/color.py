@@ -6,10 +6,12 @@ The values of uint8 images are whole numbers after every step, cut off rather th
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 
+from .geometry import pair_of
 from .image import DTYPES, Column, Image, check
 from .passes import NO_COLUMN, Point, PointKind, Step
 from .transform import Transform
@@ -29,7 +31,7 @@ class ColorJitter(Transform):
 
     Args:
         brightness: the factor is uniform in (max(0, 1 - brightness), 1 + brightness), or in the pair (low, high); 0,
-            the default, for no change. An image times its factor, clamped.
+            the default, or None for no change. An image times its factor, clamped.
         contrast: likewise; between the mean of the image's grey (0) and the image (1).
         saturation: likewise; between the image's grey (0) and the image (1). Grey images stay as they are.
 
@@ -55,20 +57,26 @@ class ColorJitter(Transform):
 
     def __init__(
         self,
-        brightness: float | Sequence[float] = 0,
-        contrast: float | Sequence[float] = 0,
-        saturation: float | Sequence[float] = 0,
+        brightness: float | Sequence[float] | None = 0,
+        contrast: float | Sequence[float] | None = 0,
+        saturation: float | Sequence[float] | None = 0,
     ) -> None:
         super().__init__()
         self.brightness = self._factors("brightness", brightness)
         self.contrast = self._factors("contrast", contrast)
         self.saturation = self._factors("saturation", saturation)
 
-    def _factors(self, name: str, value: float | Sequence[float]) -> tuple[float, float] | None:
-        low, high = (max(0, 1 - value), 1 + value) if isinstance(value, (int, float)) else value
+    def _factors(self, name: str, value: float | Sequence[float] | None) -> tuple[float, float] | None:
+        if value is None:
+            return None
         rule = f"{name} must be a non-negative number or a pair (low, high) of such"
-        check(0 <= low <= high, self, rule, **{name: value})
-        return None if low == high == 1 else (float(low), float(high))
+        if not isinstance(value, Sequence):
+            check(isinstance(value, numbers.Real) and value >= 0, self, rule, **{name: value})
+            low, high = max(0.0, 1 - float(value)), 1 + float(value)
+        else:
+            low, high = pair_of(self, rule, **{name: value})
+            check(low >= 0, self, rule, **{name: value})
+        return None if low == high == 1 else (low, high)
 
     def columns(self, image: Image) -> tuple[Column, ...]:
         ranges = ((name, getattr(self, name)) for name in self._kinds)
@@ -188,11 +196,17 @@ class Normalize(Transform):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> None:
         super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            good = isinstance(value, Sequence) and all(isinstance(number, numbers.Real) for number in value)
+            check(good, self, f"{name} must be a sequence of numbers, one for each channel", **{name: value})
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         check(len(self.mean) == len(self.std) > 0, self, "mean and std must have as many values", mean=mean, std=std)
         check(all(self.std), self, "std must not be zero", std=std)
         check(not inplace, self, "inplace must be False", inplace=inplace)
-        self.asked_channels = len(self.mean) if len(self.mean) > 1 else None
+
+    @property
+    def asked_channels(self) -> int | None:
+        return len(self.mean) if len(self.mean) > 1 else None
 
     def steps(self, image: Image, first: int) -> list[Step]:
         check(not image.is_integer, self, "images must be floating", TypeError, dtype=image.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .image import Image, check
+from .image import Image
 from .passes import Step
 from .transform import Transform, describe
 
@@ -56,13 +56,16 @@ class Compose(Transform):
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         super().__init__()
-        for transform in transforms:
-            rule = "transforms must be of cnnfast.augment"
-            check(isinstance(transform, Transform), self, rule, TypeError, transform=transform)
         self.transforms = nn.ModuleList(transforms)
+        self.transforms_in_order()
 
     def transforms_in_order(self) -> list[Transform]:
-        return [inner for transform in self.transforms for inner in transform.transforms_in_order()]  # type: ignore
+        found: list[Transform] = []
+        for transform in self.transforms:
+            if not isinstance(transform, Transform):
+                raise TypeError(f"Compose: transforms must be of cnnfast.augment, but got transform={transform!r}")
+            found += transform.transforms_in_order()
+        return found
 
     def steps(self, image: Image, first: int) -> list[Step]:
         raise TypeError("Compose: a Compose has no steps of its own; its transforms have")

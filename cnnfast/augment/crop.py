@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import Fill, fill_of, interpolation_of, scale_of
+from .geometry import Fill, by_channel, channels_of, fill_of, interpolation_of, positive_pair_of
 from .image import Column, Image, check
 from .passes import Geometry, GeometryKind, Step
 from .transform import Transform
@@ -17,7 +17,7 @@ from .transform import Transform
 
 def size_of(owner: Any, size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width)."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     pair = pair * 2 if len(pair) == 1 else pair
     check(
         len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair),
@@ -71,7 +71,11 @@ class RandomCrop(Transform):
         check(padding_mode == "constant", self, 'padding_mode must be "constant"', padding_mode=padding_mode)
         self.padding = sides * (4 // len(sides))
         self.pad_if_needed = pad_if_needed
-        self.fill = fill
+        self.fill = fill_of(self, fill)
+
+    @property
+    def asked_channels(self) -> int | None:
+        return channels_of(self.fill)
 
     def _padded(self, image: Image) -> tuple[int, int, int, int]:
         """Padding at the left and at the top, height and width of the padded image."""
@@ -95,7 +99,7 @@ class RandomCrop(Transform):
 
     def steps(self, image: Image, first: int) -> list[Step]:
         left, top, _, _ = self._padded(image)
-        after, fill = image.resized(*self.size), fill_of(self, self.fill, image.channels)
+        after, fill = image.resized(*self.size), by_channel(self, self.fill, image.channels)
         columns, label = (first, first + 1), type(self).__name__
         return [Geometry(GeometryKind.CROP, image, after, columns, (float(top), float(left)), None, fill, label)]
 
@@ -140,15 +144,9 @@ class RandomResizedCrop(Transform):
     ) -> None:
         super().__init__()
         self.size = size_of(self, size)
-        self.scale = scale_of(self, scale)
+        self.scale = positive_pair_of(self, "scale", scale)
         check(self.scale[1] <= 1, self, "scale must be shares of at most 1", scale=scale)
-        check(
-            len(ratio) == 2 and 0 < ratio[0] <= ratio[1],
-            self,
-            "ratio must be a pair (low, high) of positive numbers",
-            ratio=ratio,
-        )
-        self.ratio = (float(ratio[0]), float(ratio[1]))
+        self.ratio = positive_pair_of(self, "ratio", ratio)
         self.interpolation = interpolation_of(self, interpolation)
         check(not antialias, self, "antialias must be False", antialias=antialias)
 

@@ -9,6 +9,7 @@ edge a pixel blends with the fill in proportion to what it covers, as torchvisio
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,34 +31,51 @@ def interpolation_of(owner: Any, value: Any) -> str:
 
 def range_of(owner: Any, name: str, value: Range) -> tuple[float, float]:
     """(low, high), or (-value, value) of one number."""
-    if isinstance(value, (int, float)):
-        check(value >= 0, owner, f"{name} must not be negative, as one number", **{name: value})
+    if not isinstance(value, Sequence):
+        check(
+            isinstance(value, numbers.Real) and value >= 0,
+            owner,
+            f"{name} must not be negative, as one number",
+            **{name: value},
+        )
         return (-float(value), float(value))
-    check(
-        len(value) == 2 and value[0] <= value[1],
-        owner,
-        f"{name} must be a number or a pair (low, high)",
-        **{name: value},
-    )
+    rule = f"{name} must be a number or a pair (low, high)"
+    return pair_of(owner, rule, **{name: value})
+
+
+def pair_of(owner: Any, rule: str, /, **named: Any) -> tuple[float, float]:
+    """(low, high), the one value of ``named``; where it is none, the rule is told."""
+    (value,) = named.values()
+    good = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(number, numbers.Real) for number in value)
+    check(good and value[0] <= value[1], owner, rule, **named)
     return (float(value[0]), float(value[1]))
 
 
-def scale_of(owner: Any, scale: Sequence[float]) -> tuple[float, float]:
-    check(
-        len(scale) == 2 and 0 < scale[0] <= scale[1],
-        owner,
-        "scale must be a pair (low, high) of positive numbers",
-        scale=scale,
-    )
-    return (float(scale[0]), float(scale[1]))
+def positive_pair_of(owner: Any, name: str, value: Any) -> tuple[float, float]:
+    rule = f"{name} must be a pair (low, high) of positive numbers"
+    low, high = pair_of(owner, rule, **{name: value})
+    check(low > 0, owner, rule, **{name: value})
+    return low, high
 
 
-def fill_of(owner: Any, fill: Fill, channels: int) -> tuple[float, ...]:
+def fill_of(owner: Any, fill: Fill) -> Fill:
+    """The fill, if it is one: a number, or a tuple of one for each channel."""
+    values: Any = (fill,) if isinstance(fill, numbers.Real) else fill
+    good = isinstance(values, Sequence) and len(values) > 0 and all(isinstance(x, numbers.Real) for x in values)
+    check(good, owner, "fill must be a number, or one for each channel", fill=fill)
+    return fill if isinstance(fill, (int, float)) else tuple(float(value) for value in values)
+
+
+def channels_of(fill: Fill) -> int | None:
+    """The channels that it is for; None for any number."""
+    return len(fill) if isinstance(fill, Sequence) and len(fill) > 1 else None
+
+
+def by_channel(owner: Any, fill: Fill, channels: int) -> tuple[float, ...]:
     """A value for each channel."""
-    values = (float(fill),) if isinstance(fill, (int, float)) else tuple(map(float, fill))
-    check(
-        len(values) in (1, channels), owner, f"fill must be a number, or one for each of {channels} channels", fill=fill
-    )
+    values = tuple(map(float, fill)) if isinstance(fill, Sequence) else (float(fill),)
+    rule = f"fill must be a number, or one for each of {channels} channels"
+    check(len(values) in (1, channels), owner, rule, fill=fill)
     return values if len(values) == channels else values * channels
 
 
@@ -69,16 +87,21 @@ class _Affine(Transform):
 
     def __init__(self, interpolation: Any, fill: Fill, center: Sequence[float] | None) -> None:
         super().__init__()
-        check(center is None or len(center) == 2, self, "center must be (x, y)", center=center)
+        good = center is None or (isinstance(center, Sequence) and len(center) == 2)
+        check(good, self, "center must be (x, y)", center=center)
         self.interpolation = interpolation_of(self, interpolation)
-        self.fill = fill
-        self.center = center
+        self.fill = fill_of(self, fill)
+        self.center = None if center is None else tuple(center)
+
+    @property
+    def asked_channels(self) -> int | None:
+        return channels_of(self.fill)
 
     def steps(self, image: Image, first: int) -> list[Step]:
         names = [column.name for column in self.columns(image)]
         columns = tuple(first + names.index(name) if name in names else NO_COLUMN for name in self._columns)
         x, y = self.center if self.center is not None else (image.width / 2, image.height / 2)
-        fill = fill_of(self, self.fill, image.channels)
+        fill = by_channel(self, self.fill, image.channels)
         constants = (self._sign, x - 0.5, y - 0.5)
         label = type(self).__name__
         return [Geometry(GeometryKind.AFFINE, image, image, columns, constants, self.interpolation, fill, label)]
@@ -150,7 +173,7 @@ class RandomZoom(_Affine):
 
     def __init__(self, scale: Sequence[float], interpolation: Any = "bilinear", fill: Fill = 0) -> None:
         super().__init__(interpolation, fill, None)
-        self.scale = scale_of(self, scale)
+        self.scale = positive_pair_of(self, "scale", scale)
 
     def columns(self, image: Image) -> tuple[Column, ...]:
         return (Column.between("scale", *self.scale),)
@@ -195,15 +218,12 @@ class RandomAffine(_Affine):
         center: Sequence[float] | None = None,
     ) -> None:
         super().__init__(interpolation, fill, center)
-        check(
-            translate is None or (len(translate) == 2 and all(0 <= share <= 1 for share in translate)),
-            self,
-            "translate must be a pair of shares of 0 to 1",
-            translate=translate,
-        )
+        pair = translate is None or (isinstance(translate, Sequence) and len(translate) == 2)
+        good = pair and all(0 <= share <= 1 for share in translate or ())
+        check(good, self, "translate must be a pair of shares of 0 to 1", translate=translate)
         self.degrees = range_of(self, "degrees", degrees)
-        self.translate = translate
-        self.scale = None if scale is None else scale_of(self, scale)
+        self.translate = None if translate is None else tuple(translate)
+        self.scale = None if scale is None else positive_pair_of(self, "scale", scale)
         self.shear: tuple[tuple[float, float], ...] = ()
         if isinstance(shear, Sequence) and len(shear) == 4:
             self.shear = (range_of(self, "shear", shear[:2]), range_of(self, "shear", shear[2:]))

@@ -148,7 +148,8 @@ class Pass:
             self.after.height,
             self.after.width,
             self.after.channels,
-            self.mode == "nearest",
+            # What is copied blends with nothing, not even by a weight of zero: its neighbour may be a NaN.
+            self.mode != "bilinear",
             keep_by_channel(fill),
         ]
         geometry: list[int] = []
@@ -168,7 +169,6 @@ class Pass:
             list(map(int, geometry)),
             list(map(int, flat)),
             self.after.dtype,
-            any(point.kind == PointKind.CONTRAST for point in points),
         )
 
     def __repr__(self) -> str:
@@ -187,12 +187,11 @@ class BuiltPass:
     geometry: list[int]
     points: list[int]
     dtype: torch.dtype
-    needs_means: bool
 
     def run(self, images: Tensor, parameters: Parameters) -> Tensor:
         if library.load_error is not None:
             raise RuntimeError(f"augment: needs cnnfast's compiled kernels, but {library.load_error}")
-        means = _GRAY_MEAN(images) if self.needs_means else None
+        means = _GRAY_MEAN(images) if PointKind.CONTRAST in self.points[::4] else None
         return _AUGMENT(
             images,
             parameters.values,

@@ -42,15 +42,16 @@ class Transform(nn.Module):
     """
 
     _MOST_PLANS = 64
-    _changes = 0  # of attributes of any transform, for a plan is of what they were
 
     def __init__(self) -> None:
         super().__init__()
         self._plans: dict[tuple[object, ...], Plan] = {}
 
+    # A plan is of what the attributes were.
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        Transform._changes += 1
+        if name != "training":
+            self.__dict__["_changes"] = self.__dict__.get("_changes", 0) + 1
 
     # What a transform says of itself.
 
@@ -69,7 +70,10 @@ class Transform(nn.Module):
     def transforms_in_order(self) -> list[Transform]:
         return [self]
 
-    asked_channels: int | None = None  # of the images, if no other number will do
+    @property
+    def asked_channels(self) -> int | None:
+        """Channels of the images, if no other number will do."""
+        return None
 
     def typical_image(self, like: Image) -> Image:
         """Images of that size which every transform takes: in colour, unless they ask for something else."""
@@ -155,6 +159,7 @@ class Transform(nn.Module):
     # How.
 
     def _plan_of(self, images: Tensor, masks: bool = False) -> Plan:
+        check(isinstance(images, Tensor), self, "images must be a tensor", TypeError, images=type(images).__name__)
         check(
             not (images.requires_grad and torch.is_grad_enabled()),
             self,
@@ -165,14 +170,20 @@ class Transform(nn.Module):
         return self._plan(images.shape, images.dtype, images.device, masks)
 
     def _plan(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, masks: bool) -> Plan:
-        key = (tuple(shape[1:]), dtype, device, masks, Transform._changes)
+        parts = tuple((transform, transform._changes) for transform in self.transforms_in_order())
+        key = (tuple(shape[1:]), dtype, device, masks, parts)
         plan = self._plans.get(key)
         if plan is None:
             check(len(shape) == 4, self, "images must be [N, C, H, W]", RuntimeError, shape=list(shape))
+            whole = min(shape[1:]) > 0
+            check(whole, self, "images must not be empty but for their number", RuntimeError, shape=list(shape))
             check(dtype in DTYPES, self, f"images must be one of {DTYPES}", RuntimeError, dtype=dtype)
+            plan = self._make_plan(Image.of(shape, dtype), device, masks)
+            if torch._C._len_torch_dispatch_stack() > 0:
+                return plan  # whose tensors may be fake
             if len(self._plans) >= self._MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = self._make_plan(Image.of(shape, dtype), device, masks)
+            self._plans[key] = plan
         return plan
 
     def _make_plan(self, image: Image, device: torch.device, masks: bool) -> Plan:
@@ -182,8 +193,8 @@ class Transform(nn.Module):
         integer = torch.tensor([column.integer for column in columns], device=device)
         return Plan(
             tuple(column.name for column in columns),
-            torch.tensor([column.low for column in columns], device=device),
-            torch.tensor([column.span for column in columns], device=device),
+            torch.tensor([column.low for column in columns], dtype=torch.float32, device=device),
+            torch.tensor([column.span for column in columns], dtype=torch.float32, device=device),
             integer if any(column.integer for column in columns) else None,
             any(isinstance(step, passes.Point) and step.kind == passes.PointKind.NOISE for step in steps),
             tuple(refined),
@@ -212,7 +223,7 @@ class Transform(nn.Module):
 
     def _draw(self, plan: Plan, count: int, device: torch.device, generator: torch.Generator | None) -> Parameters:
         source = device if generator is None else generator.device
-        uniform = torch.rand((count, len(plan.names)), generator=generator, device=source)
+        uniform = torch.rand((count, len(plan.names)), generator=generator, device=source, dtype=torch.float32)
         values = torch.addcmul(plan.low, _moved(uniform, device), plan.span)
         if plan.integer is not None:
             values = torch.where(plan.integer, values.floor(), values)
@@ -231,6 +242,9 @@ class Transform(nn.Module):
             RuntimeError,
             shape=list(parameters.values.shape),
         )
+        # A Compose numbers what the transforms draw, and may hold one that drew alone.
+        drawn, asked = ([name.rpartition(".")[2] for name in names] for names in (parameters.names, plan.names))
+        check(drawn == asked, self, f"parameters must be {asked}", RuntimeError, names=drawn)
         result = images
         for step in plan.passes:
             result = step.run(result, parameters)

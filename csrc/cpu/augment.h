@@ -9,8 +9,7 @@ namespace cnnfast {
 struct AugmentKernels {
   // Image n of the pass. `scratch` holds augment_scratch elements.
   void (*image)(const AugmentPass& pass, int64_t n, float* scratch);
-  // means[n]: the mean of image n's grey, each grey truncated where input_type is
-  // uint8. `scratch` holds
+  // means[n]: the mean of image n's grey, each grey truncated where input_type is uint8. `scratch` holds
   // augment_scratch elements.
   void (*gray_mean)(const AugmentPass& pass, int64_t n, float* means, float* scratch);
 };
