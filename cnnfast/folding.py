@@ -1,9 +1,9 @@
 """BatchNorm folded into the convolution before it, and kept folded and packed for as long as neither changes.
 
 What is kept belongs to one convolution and vanishes with it; no copy, pickle or state_dict knows of it. It is used
-while every tensor that it was made of is the same memory, at the same version and with the same fingerprint: the latter
-since writes through ``tensor.data`` or a NumPy view leave the version as it is. A fingerprint looks at some 500
-elements of a large tensor; after such a write to a small part of one, call :func:`cnnfast.repack`.
+while every tensor that it was made of has the same version and the same fingerprint: of its address, sizes and strides,
+and of its elements, since writes through ``tensor.data`` or a NumPy view leave the version as it is. Of a large tensor
+it looks at some 500 elements; after such a write to a small part of one, call :func:`cnnfast.repack`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Folded(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    state: tuple[tuple[Any, ...] | None, ...]
-    fingerprint: int
     eps: float
+    versions: list[int | None]
+    fingerprint: int
     folded: Folded
 
     def is_of(self, tensors: tuple[Tensor | None, ...], eps: float) -> bool:
         return (
-            eps == self.eps and tuple(map(_state, tensors)) == self.state and _fingerprint(*tensors) == self.fingerprint
+            eps == self.eps and _versions(tensors) == self.versions and _fingerprint(*tensors) == self.fingerprint
         )
 
 
@@ -67,12 +67,13 @@ def repack(module: nn.Module) -> None:
 
 def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     """Weight and bias of the one convolution that does both; None where the two must run, or are the faster so."""
-    mean, var = bn.running_mean, bn.running_var
-    if bn.training and not torch.compiler.is_compiling():
-        _kept.pop(conv, None)  # of no use any more, and as large as the weight
-    if bn.training or mean is None or var is None or bn.num_features != conv.out_channels:
+    if bn.training:
+        if not torch.compiler.is_compiling():
+            _kept.pop(conv, None)  # of no use any more, and as large as the weight
         return None
-    tensors = (conv.weight, conv.bias, bn.weight, bn.bias, mean, var)
+    tensors = _tensors(conv, bn)
+    if tensors[4] is None or tensors[5] is None or bn.num_features != conv.out_channels:
+        return None
     if not _are_constants(input, *tensors):
         return None
     if not _is_transformed():
@@ -80,9 +81,10 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
         if kept is not None and kept.is_of(tensors, bn.eps):
             return kept.folded
         if all(tensor is None or _may_be_kept(tensor) for tensor in tensors):
-            state = tuple(map(_state, tensors))
+            versions = _versions(tensors)
+            assert versions is not None
             folded = Folded(*_fold(*tensors, bn.eps), packed={})
-            _kept[conv] = _Kept(state, _fingerprint(*tensors), bn.eps, folded)
+            _kept[conv] = _Kept(bn.eps, versions, _fingerprint(*tensors), folded)
             return folded
     # Folded at each call, it must cost less than the BatchNorm does.
     pixels = input.numel() // max(input.shape[1], 1) // (conv.stride[0] * conv.stride[1])
@@ -91,23 +93,35 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     return Folded(*_fold(*tensors, bn.eps), packed=None)
 
 
-def _state(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    # An inference tensor has no version; it is never kept, and must not seem to be what was.
-    if tensor is None:
+def _tensors(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+    """Weight, bias, scale, shift, mean and variance."""
+    own, norm, statistics = conv._parameters, bn._parameters, bn._buffers
+    try:  # Where they are: nn.Module.__getattr__ would be a third of the way to the kernel.
+        return (
+            own["weight"],
+            own["bias"],
+            norm["weight"],
+            norm["bias"],
+            statistics["running_mean"],
+            statistics["running_var"],
+        )
+    except KeyError:  # Some programs put a plain attribute in a parameter's place.
+        return conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var
+
+
+def _versions(tensors: tuple[Tensor | None, ...]) -> list[int | None] | None:
+    """None of inference tensors, which have no version: they are never kept, and must not seem to be what was."""
+    try:
+        return [None if tensor is None else tensor._version for tensor in tensors]
+    except RuntimeError:
         return None
-    return (
-        tensor.data_ptr(),
-        -1 if tensor.is_inference() else tensor._version,
-        tensor.dtype,
-        tensor.shape,
-        tensor.stride(),
-    )
 
 
 def _are_constants(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody wants to know by way of what the parameters act."""
     # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
-    if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(input.device.type):
+    device = "cpu" if input.is_cpu else input.device.type
+    if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device):
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, *others)):
         return False

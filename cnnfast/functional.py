@@ -122,7 +122,8 @@ def conv2d_constant(
     For what convert has fused: nobody asks for a gradient, autocasts or compiles.
     """
     name = "conv2d"
-    if not input.is_cpu or why_not(name, False, input, weight, bias) is not None:
+    others = (weight, bias) if packed is None else ()  # what is kept has been looked at
+    if not input.is_cpu or why_not(name, False, input, *others) is not None:
         return None
     R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(False, name, R, S, stride, padding, dilation, groups)

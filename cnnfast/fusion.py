@@ -8,6 +8,7 @@ training or a gradient through it, and the modules run one by one.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -42,12 +43,6 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 
 #: Methods that some programs replace on the object.
 OVERRIDES = frozenset({"forward", "_conv_forward"})
-_GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
 
 
 class Group(NamedTuple):
@@ -71,9 +66,11 @@ class _Fusion:
         self.inputs = sum(node.op == "placeholder" for node in graphs[True].nodes)
         self.run = {mode: _function(module, graph) for mode, graph in graphs.items()}
 
-    # Nothing here belongs to one module, so that copies may share it.
+    # Copies share all but the children that were last seen to fit.
     def __deepcopy__(self, memo: dict[int, Any]) -> _Fusion:
-        return self
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, snapshot=copy.copy(self.snapshot))
+        return twin
 
     # Nor can it be pickled: what is restored is traced again.
     def __reduce__(self) -> Any:
@@ -354,7 +351,12 @@ def _name_of(activation: nn.Module | None) -> Literal["none", "relu", "relu6"] |
 
 def _parameters(input: Tensor, *modules: nn.Module | None) -> Folded | None:
     """Weight and bias with which one convolution does what the modules do; None where somebody could tell."""
-    if any(getattr(_nn_module, name) for name in _GLOBAL_HOOKS):
+    if (
+        _nn_module._global_forward_hooks
+        or _nn_module._global_forward_pre_hooks
+        or _nn_module._global_backward_hooks
+        or _nn_module._global_backward_pre_hooks
+    ):
         return None
     for module, known in zip(modules, _STAGES, strict=True):
         if module is not None and not (type(module) in known and _unobserved(module)):
@@ -368,10 +370,11 @@ def _parameters(input: Tensor, *modules: nn.Module | None) -> Folded | None:
 
 
 def _unobserved(module: nn.Module) -> bool:
+    own = module.__dict__
     return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or OVERRIDES & module.__dict__.keys()
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or not OVERRIDES.isdisjoint(own)
     )

