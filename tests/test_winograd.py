@@ -268,6 +268,38 @@ def test_few_tiles_and_few_channels_are_summed_directly() -> None:
         ops.set_winograd(True)
 
 
+def _pooled(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int], groups: int) -> Tensor:
+    h, w = padding
+    options = [1, 1, h, h, w, w, 1, 1, groups, 2, 2, 2, 2, 0, 0, 1, 1, 0, 0]
+    return ops.conv2d_relu_max_pool2d_forward(x, weight, bias, options, False)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_pools_its_tiles(conv: Conv, layout: str, isa: str) -> None:
+    """The bits of the convolution and then the pooling, and none of the direct sum's."""
+    x, weight, bias, grad_output = _tensors(conv, seed=3)
+    x, weight = LAYOUTS[layout](x), LAYOUTS[layout](weight)
+    exact, bound = _expected(conv, x, weight, bias, grad_output)["output of relu"]
+    h, w = conv.padding
+    conv2d = ops.conv2d_forward(x, weight, bias, [1, 1, h, h, w, w, 1, 1, conv.groups, False], 1)
+    actual = _pooled(x, weight, bias, conv.padding, conv.groups)
+    assert_within(actual, Bounded(F.max_pool2d(exact, 2), F.max_pool2d(bound, 2)), f"pooled output of {conv}")
+    if conv.input[-3] >= 32:
+        assert torch.equal(actual, F.max_pool2d(conv2d, 2))  # else F(2x2, 3x3) may have taken it
+    ops.set_winograd(False)
+    assert not torch.equal(actual, _pooled(x, weight, bias, conv.padding, conv.groups))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_pools_what_is_not_finite_as_torch_does(value: float) -> None:
+    x, weight, bias, _ = _tensors(Conv("many channels", (2, 96, 14, 15), 128), seed=4)
+    x[1, 7, 5, 6] = value
+    expected = F.max_pool2d(F.conv2d(x, weight, bias, padding=1).relu(), 2)
+    actual = _pooled(x, weight, bias, (1, 1), 1)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
 def test_fused_inference_obeys_the_switch() -> None:
     """Winograd F(2x2, 3x3) with the pool in its output."""
     generator = torch.Generator().manual_seed(6)

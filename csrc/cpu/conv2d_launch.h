@@ -13,7 +13,7 @@ template <class T>
 void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
                     Activation activation, View<T> output) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    if (winograd_conv2d_forward(s, input, weight, bias, activation, output)) return;
+    if (winograd_conv2d_forward(s, input, weight, bias, activation, 1, output)) return;
     if (direct_conv2d_forward(s, input, weight, bias, activation, output)) return;
   }
   if (depthwise_conv2d_forward<T>(s, input, weight, bias, activation, output)) return;

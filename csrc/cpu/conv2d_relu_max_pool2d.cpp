@@ -15,16 +15,27 @@
 
 namespace cnnfast {
 
-static bool takes_fused(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, bool with_code) {
-  DirectPlan plan;
-  return cpu_kernels().conv2d_relu_max_pool2d.plan(conv, pool, !with_code && winograd_enabled(), &plan);
+// Channels from which on F(4x4, 3x3) is ahead of F(2x2, 3x3), which keeps everything in registers and L1 (measured:
+// docs/lab-notes.md).
+constexpr int64_t kTileChannels = 32;
+
+// Whether the windows are those that F(4x4, 3x3) pools in its output transform.
+static bool pools_tiles(const Conv2dShape& conv, const Pool2dShape& pool) {
+  return pool.R == kWinogradPool && pool.S == kWinogradPool && pool.stride_h == kWinogradPool &&
+         pool.stride_w == kWinogradPool && pool.pad_h == 0 && pool.pad_w == 0 && pool.dilation_h == 1 &&
+         pool.dilation_w == 1 && pool.P == conv.P / kWinogradPool && pool.Q == conv.Q / kWinogradPool;
 }
 
-static void fused_forward(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
+// `code` is null in inference; only then may it be Winograd, whose rounding could let another element win.
+static bool fused_forward(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
                           View<const float> weight, const float* bias, View<float> output, View<uint8_t> code) {
   const ConvReluMaxPool2dKernels& kernels = cpu_kernels().conv2d_relu_max_pool2d;
+  const bool infers = code.data == nullptr;
+  if (infers && conv.C >= kTileChannels && pools_tiles(conv, pool) &&
+      winograd_conv2d_forward(conv, input, weight, bias, Activation::relu, kWinogradPool, output))
+    return true;
   DirectPlan plan;
-  kernels.plan(conv, pool, code.data == nullptr && winograd_enabled(), &plan);
+  if (!kernels.plan(conv, pool, infers && winograd_enabled(), &plan)) return false;
   Workspace workspace(Workspace::needed<float>(plan.packed_weight));
   float* packed = workspace.take<float>(plan.packed_weight);
   kernels.pack_weight(conv, plan, weight, bias, packed);
@@ -33,6 +44,7 @@ static void fused_forward(Cpu, const Conv2dShape& conv, const Pool2dShape& pool,
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels.forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));
   });
+  return true;
 }
 
 static bool takes_pool_sparse(Cpu, const Conv2dShape& conv, const Pool2dShape& pool, bool /*want_input*/) {

@@ -36,7 +36,7 @@ bool run_tasks(const WinogradPlan& plan, const auto& task) {
 
 // One convolution per group.
 bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float> source,
-                     const GatherWeight<const float>& weight, const float* bias, Activation activation,
+                     const GatherWeight<const float>& weight, const float* bias, Activation activation, int pool,
                      View<float> output) {
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
@@ -45,7 +45,7 @@ bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float>
   float* packed = workspace.take<float>(plan.shared_floats);
   bool finite = true;
   for (int64_t g = 0; g < groups && finite; ++g) {
-    WinogradJob job{conv, plan, source, weight, packed, bias, activation, output};
+    WinogradJob job{conv, plan, source, weight, packed, bias, activation, pool, output};
     job.source.data += g * conv.C * source.stride.c;
     job.output.data += g * conv.K * output.stride.c;
     job.weight.data += g * weight.group;
@@ -96,11 +96,12 @@ bool winograd_takes_backward_weight(const Conv2dShape& s, const Strides& grad_we
 }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
-                             Activation activation, View<float> output) {
+                             Activation activation, int pool, View<float> output) {
   if (!is_winograd(s)) return false;
   const Strides& w = weight.stride;
   const WinogradConv conv = forward_of(s, w);
-  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, activation, output);
+  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, activation, pool,
+                         output);
 }
 
 // The convolution of grad_output with the kernels turned by half a turn.
@@ -111,7 +112,7 @@ bool winograd_conv2d_backward_input(const Conv2dShape& s, View<const float> grad
   const Strides& w = weight.stride;
   const WinogradConv conv = backward_input_of(s, w);
   const GatherWeight<const float> turned{weight.at(0, 0, last, last), conv.C * w.n, w.c, w.n, -w.h, -w.w};
-  return winograd_conv2d(s.G, conv, grad_output, turned, bias, Activation::none, grad_input);
+  return winograd_conv2d(s.G, conv, grad_output, turned, bias, Activation::none, 1, grad_input);
 }
 
 bool winograd_conv2d_backward_weight(const Conv2dShape& s, View<const float> input, View<const float> grad_output,

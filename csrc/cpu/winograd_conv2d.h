@@ -17,6 +17,7 @@
 namespace cnnfast {
 
 constexpr int kWinogradOutputs = 4, kWinogradTaps = 3, kWinogradSize = kWinogradOutputs + kWinogradTaps - 1;
+constexpr int kWinogradPool = 2;  // side of the pooling windows that a tile's outputs are
 constexpr int kWinogradElements = kWinogradSize * kWinogradSize;
 
 // One group's convolution of an [N, C, H, W] source to an [N, K, P, Q] output.
@@ -48,6 +49,7 @@ struct WinogradJob {
   const float* packed_weight;
   const float* bias;  // [K], may be null
   Activation activation;
+  int pool;  // 1, or kWinogradPool: the output is max-pooled, in windows of that side and stride
   View<float> output;
 };
 
@@ -84,8 +86,9 @@ bool winograd_takes_backward_input(const Conv2dShape& shape, const Strides& weig
 bool winograd_takes_backward_weight(const Conv2dShape& shape, const Strides& grad_weight);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
+// `output` is [N, K, P / pool, Q / pool].
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                             const float* bias, Activation activation, View<float> output);
+                             const float* bias, Activation activation, int pool, View<float> output);
 bool winograd_conv2d_backward_input(const Conv2dShape& shape, View<const float> grad_output, View<const float> weight,
                                     const float* bias, View<float> grad_input);
 bool winograd_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,

@@ -7,12 +7,8 @@
 
 namespace cnnfast {
 
-inline bool takes_fused(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, bool /*with_code*/) {
-  return fused_plan(conv, pool).fits;
-}
-
-// bias [K] may be null, as may code's data.
-void fused_forward(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
+// False if the shape is another. bias [K] may be null, as may code's data.
+bool fused_forward(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
                    View<const float> weight, const float* bias, View<float> output, View<uint8_t> code);
 
 inline bool takes_pool_sparse(Cuda, const Conv2dShape& conv, const Pool2dShape& pool, bool want_input) {

@@ -1,7 +1,8 @@
 // conv2d_relu_max_pool2d, forward and backward, of every device.
 //
 // What a device has fused kernels for takes them; everything else is composed of the general convolution and the
-// general ReLU + max-pool with the same code.
+// general ReLU + max-pool with the same code. A device's fused_forward says whether it was right for the shape, and the
+// results are finite or right even so.
 #pragma once
 
 #include "ops/conv2d.h"
@@ -32,21 +33,21 @@ std::tuple<Tensor, Tensor> fused_forward_as(const Tensor& input, const Tensor& w
   const Conv2dShape conv = conv2d_shape(kFused, input, weight, bias, conv_options);
   const Pool2dShape pool = fused_pool_shape(conv, pool_options);
   const Guard<Device> guard(input);
-  if (input.scalar_type() != ScalarType::Float || !takes_fused(guard.device(), conv, pool, return_code)) {
-    const Tensor map = conv2d_forward_as<Device>(input, weight, bias, conv_options, Activation::none);
-    return max_pool2d_forward_as<uint8_t, Device>(map, pool, return_code, /*relu=*/true);
+  if (input.scalar_type() == ScalarType::Float) {
+    // max_pool2d's rule: of one image without batch, the result is contiguous.
+    const bool channels_last = input.dim() == 4 && conv_channels_last(input, weight);
+    const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
+    Tensor output = empty(input, size, input.dim(), channels_last);
+    Tensor code = return_code ? empty(input, size, input.dim(), channels_last, ScalarType::Byte)
+                              : empty_vector(input, 0, ScalarType::Byte);
+    const std::optional<Tensor> dense_bias = dense(bias);
+    if (fused_forward(guard.device(), conv, pool, view_of<const float>(input), view_of<const float>(weight),
+                      bias_data<float>(dense_bias), view_of<float>(output),
+                      return_code ? view_of<uint8_t>(code) : View<uint8_t>{}))
+      return {output, code};
   }
-  // max_pool2d's rule: of one image without batch, the result is contiguous.
-  const bool channels_last = input.dim() == 4 && conv_channels_last(input, weight);
-  const std::array<int64_t, 4> size = {conv.N, conv.K, pool.P, pool.Q};
-  Tensor output = empty(input, size, input.dim(), channels_last);
-  Tensor code = return_code ? empty(input, size, input.dim(), channels_last, ScalarType::Byte)
-                            : empty_vector(input, 0, ScalarType::Byte);
-  const std::optional<Tensor> dense_bias = dense(bias);
-  fused_forward(guard.device(), conv, pool, view_of<const float>(input), view_of<const float>(weight),
-                bias_data<float>(dense_bias), view_of<float>(output),
-                return_code ? view_of<uint8_t>(code) : View<uint8_t>{});
-  return {output, code};
+  const Tensor map = conv2d_forward_as<Device>(input, weight, bias, conv_options, Activation::none);
+  return max_pool2d_forward_as<uint8_t, Device>(map, pool, return_code, /*relu=*/true);
 }
 
 template <class Device>

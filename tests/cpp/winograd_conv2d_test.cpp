@@ -72,6 +72,16 @@ void check_nearest(const Image<float>& image, const std::vector<double>& expecte
   });
 }
 
+void check_pooled(const Image<float>& pooled, const Example& e, const std::vector<double>& expected, bool relu) {
+  for_each_element(pooled, [&](int64_t n, int64_t k, int64_t p, int64_t q) {
+    double best = relu ? 0 : -HUGE_VAL;
+    for (int64_t i = 0; i < 2; ++i)
+      for (int64_t j = 0; j < 2; ++j)
+        best = std::max(best, expected[static_cast<size_t>(e.output.offset(n, k, 2 * p + i, 2 * q + j))]);
+    CHECK_EQ(std::round(pooled.at(n, k, p, q)) + 0.0, best);
+  });
+}
+
 }  // namespace
 
 TEST(winograd_is_nearest_to_the_exact_result) {
@@ -87,8 +97,12 @@ TEST(winograd_is_nearest_to_the_exact_result) {
           for (const bool relu : {false, true}) {
             Image<float> output(s.N, s.K, s.P, s.Q, layout);
             CHECK(winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(),
-                                          relu ? Activation::relu : Activation::none, output.view()));
+                                          relu ? Activation::relu : Activation::none, 1, output.view()));
             check_nearest(output, expected.output, relu);
+            Image<float> pooled(s.N, s.K, s.P / kWinogradPool, s.Q / kWinogradPool, layout);
+            CHECK(winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(),
+                                          relu ? Activation::relu : Activation::none, kWinogradPool, pooled.view()));
+            check_pooled(pooled, e, expected.output, relu);
           }
           Image<float> grad_input(s.N, s.C, s.H, s.W, layout), grad_weight(s.K, s.C / s.G, 3, 3, layout);
           CHECK(winograd_conv2d_backward_input(s, e.output.view(), e.weight.view(), nullptr, grad_input.view()));
@@ -106,7 +120,7 @@ TEST(winograd_leaves_to_others_what_is_not_finite_or_not_worth_it) {
   const auto run = [&] {
     Image<float> output(e.s.N, e.s.K, e.s.P, e.s.Q, Layout::kNchw);
     const Example& given = e;
-    return winograd_conv2d_forward(e.s, given.input.view(), given.weight.view(), nullptr, Activation::none,
+    return winograd_conv2d_forward(e.s, given.input.view(), given.weight.view(), nullptr, Activation::none, 1,
                                    output.view());
   };
   CHECK(run());

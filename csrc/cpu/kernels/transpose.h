@@ -134,9 +134,11 @@ CNNFAST_INLINE void load_transposed(const float* from, int64_t stride, Vec<float
 }
 
 // to[lane * stride + i] = from[i][lane], i < kColumns
-template <int kColumns = 4>
-CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[4], float* to, int64_t stride) {
-  Vec<float> v[4] = {from[0], from[1], from[2], from[3]};
+template <int kColumns = 4, int kRegisters>
+CNNFAST_INLINE void store_transposed(const Vec<float> (&from)[kRegisters], float* to, int64_t stride) {
+  static_assert(kColumns <= kRegisters && kRegisters <= 4);
+  Vec<float> v[4]{};
+  unroll<kRegisters>([&](auto i) CNNFAST_INLINE_LAMBDA { v[i.value] = from[i.value]; });
   transpose_parts(v);  // lanes 0 and 4, 1 and 5, ...
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) store_parts<kColumns>(v[i], to + i * stride, stride);

@@ -1,7 +1,7 @@
 // Convolution by Winograd F(4x4, 3x3): 36 multiplications per channel pair for 16 outputs, instead of 144.
 //
 // The products are one matrix product per element of a tile, [tiles, C] x [C, K]; the inverse transform, vectorised
-// over channels, writes bias, ReLU and the output.
+// over channels, writes bias, ReLU and the output or, of 2x2 windows, the largest of the output: a tile is four of them.
 //
 // The transforms turn an infinity into NaN and spread a NaN over its tile: where a result is not finite, the caller is
 // told, and another algorithm computes them all.
@@ -180,15 +180,16 @@ struct TileOutput {
   int64_t channels, rows, columns;
 };
 
-CNNFAST_INLINE void write_tile_row(const Vec<float> (&y)[kWinogradOutputs], const TileOutput& out, int64_t row) {
+template <int kColumns>
+CNNFAST_INLINE void write_tile_row(const Vec<float> (&y)[kColumns], const TileOutput& out, int64_t row) {
   const bool whole = out.channels == kLanes<float>;
   float* to = out.data + row * out.stride.h;
   if (whole && out.stride.c == 1) {
-    unroll<kWinogradOutputs>([&](auto j) CNNFAST_INLINE_LAMBDA {
+    unroll<kColumns>([&](auto j) CNNFAST_INLINE_LAMBDA {
       if (j.value < out.columns) store_vec(to + j.value * out.stride.w, y[j.value]);
     });
   } else if (whole && out.stride.w == 1) {
-    with_constant<1, kWinogradOutputs>(
+    with_constant<1, kColumns>(
         out.columns, [&](auto columns) CNNFAST_INLINE_LAMBDA { store_transposed<columns.value>(y, to, out.stride.c); });
   } else {
     for (int64_t j = 0; j < out.columns; ++j)
@@ -196,31 +197,37 @@ CNNFAST_INLINE void write_tile_row(const Vec<float> (&y)[kWinogradOutputs], cons
   }
 }
 
-// output = A^T products A + bias, and what the activation makes of it. False if it is not finite.
+// output = A^T products A, of windows of kPool x kPool the largest, + bias, and what the activation makes of it. False
+// if something is not finite.
+template <int kPool>
 static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPart& part, const float* products) {
   constexpr int64_t kLane = kLanes<float>;
+  constexpr int kSide = kWinogradOutputs / kPool;  // of what is written of a tile
   const WinogradConv& conv = job.conv;
   const TilePlanes planes(job.plan.part_panels * kPanelWidth<float>, job.plan.chunk_tiles);
   const Clip<float> clip(job.activation);
   Vec<float> probe{};
   for (int64_t index = chunk.begin; index < chunk.end; ++index) {
     const Strip strip(job.plan, index);
-    const int64_t p = strip.row * kWinogradOutputs;
+    const int64_t p = strip.row * kSide;
     for (int64_t block = part.begin; block < part.end; block += kChannelBlock) {
       for (int64_t t = 0; t < strip.tiles; ++t) {
-        const int64_t q = (strip.column + t) * kWinogradOutputs;
+        const int64_t q = (strip.column + t) * kSide;
         for (int64_t k = block; k < min(block + kChannelBlock, part.end); k += kLane) {
           const TileOutput out{job.output.at(strip.n, k, p, q), job.output.stride, min(kLane, part.end - k),
-                               min<int64_t>(kWinogradOutputs, conv.P - p), min<int64_t>(kWinogradOutputs, conv.Q - q)};
+                               min<int64_t>(kSide, conv.P / kPool - p), min<int64_t>(kSide, conv.Q / kPool - q)};
           const Vec<float> bias = job.bias != nullptr ? load_partial(job.bias + k, out.channels) : Vec<float>{};
           const float* m = products + (strip.number - chunk.first + t) * planes.pitch + k - part.begin;
-          Vec<float> y[kWinogradOutputs];
+          Vec<float> y[kSide];
           transform_both_ways<WinogradTile::output(), false, Vec<float>>(
               [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(m + (i * kWinogradSize + j) * planes.plane); },
               [&](int i, int j, Vec<float> value) CNNFAST_INLINE_LAMBDA {
                 probe += value - value;  // zero, unless it is not finite
-                y[j] = clip(value + bias);
-                if (j == kWinogradOutputs - 1 && i < out.rows) write_tile_row(y, out, i);
+                Vec<float>& best = y[j / kPool];
+                best = i % kPool == 0 && j % kPool == 0 ? value : max_or_second(best, value);
+                if (i % kPool != kPool - 1 || j % kPool != kPool - 1) return;
+                best = clip(best + bias);
+                if (j == kWinogradOutputs - 1 && i / kPool < out.rows) write_tile_row(y, out, i / kPool);
               });
         }
       }
@@ -237,7 +244,8 @@ static bool winograd_forward(const WinogradJob& job, int64_t task, float* base) 
   const WinogradMemory memory(job.conv, plan, 0, base);
   transform_source(job.conv, plan, job.source, chunk, memory.source, memory.staged);
   multiply_chunk(job, chunk, part, memory);
-  return write_chunk(job, chunk, part, memory.product);
+  return job.pool == 1 ? write_chunk<1>(job, chunk, part, memory.product)
+                       : write_chunk<kWinogradPool>(job, chunk, part, memory.product);
 }
 
 static bool winograd_plan(const WinogradConv& conv, int64_t threads, WinogradPlan* plan) {

@@ -86,14 +86,16 @@ __global__ void fused(Args a, int64_t blocks) {
 
 }  // namespace
 
-void fused_forward(Cuda device, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
+bool fused_forward(Cuda device, const Conv2dShape& conv, const Pool2dShape& pool, View<const float> input,
                    View<const float> weight, const float* bias, View<float> output, View<uint8_t> code) {
   const FusedPlan plan = fused_plan(conv, pool);
+  if (!plan.fits) return false;
   const int64_t blocks = ceil_div(conv.N, plan.images) * plan.bands;
   const Args args{conv, pool, plan, input, weight, bias, output, code};
   const auto kernel = conv.R == 3 ? fused<3> : fused<5>;
   launch_resident("conv2d_relu_max_pool2d", device, kernel, blocks, plan.threads,
                   static_cast<size_t>(plan.shared_bytes), args, blocks);
+  return true;
 }
 
 }  // namespace cnnfast
