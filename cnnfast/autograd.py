@@ -20,23 +20,23 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import Function, forward_ad
 
-from .library import op
+from .library import function, op
 
-_conv2d_forward = op("conv2d_forward")
-_conv2d_pack_weight = op("conv2d_pack_weight")
-_conv2d_packed_forward = op("conv2d_packed_forward")
-_conv2d_backward = op("conv2d_backward")
-_conv2d_relu_backward = op("conv2d_relu_backward")
-_conv_transpose2d_forward = op("conv_transpose2d_forward")
-_conv_transpose2d_backward = op("conv_transpose2d_backward")
-_conv2d_relu_max_pool2d_forward = op("conv2d_relu_max_pool2d_forward")
-_conv2d_relu_max_pool2d_backward = op("conv2d_relu_max_pool2d_backward")
-_relu_forward = op("relu_forward")
-_relu_backward = op("relu_backward")
-_max_pool2d_forward = op("max_pool2d_forward")
-_max_pool2d_backward = op("max_pool2d_backward")
-_avg_pool2d_forward = op("avg_pool2d_forward")
-_avg_pool2d_backward = op("avg_pool2d_backward")
+_conv2d_forward = function("conv2d_forward")
+_conv2d_pack_weight = function("conv2d_pack_weight")
+_conv2d_packed_forward = function("conv2d_packed_forward")
+_conv2d_backward = function("conv2d_backward")
+_conv2d_relu_backward = function("conv2d_relu_backward")
+_conv_transpose2d_forward = function("conv_transpose2d_forward")
+_conv_transpose2d_backward = function("conv_transpose2d_backward")
+_conv2d_relu_max_pool2d_forward = function("conv2d_relu_max_pool2d_forward")
+_conv2d_relu_max_pool2d_backward = function("conv2d_relu_max_pool2d_backward")
+_relu_forward = function("relu_forward")
+_relu_backward = function("relu_backward")
+_max_pool2d_forward = function("max_pool2d_forward")
+_max_pool2d_backward = function("max_pool2d_backward")
+_avg_pool2d_forward = function("avg_pool2d_forward")
+_avg_pool2d_backward = function("avg_pool2d_backward")
 
 CLIPPED = 255  # csrc/common/shape.h, kClipped
 _NO_ACTIVATION, _RELU = range(2)  # csrc/common/activation.h

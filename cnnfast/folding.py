@@ -20,7 +20,7 @@ from .nn import Conv2d
 
 __all__ = ["Folded", "folded", "repack"]
 
-_fingerprint = library.op("fingerprint")
+_fingerprint = library.function("fingerprint")
 
 
 class Folded(NamedTuple):
@@ -38,9 +38,7 @@ class _Kept(NamedTuple):
     folded: Folded
 
     def is_of(self, tensors: tuple[Tensor | None, ...], eps: float) -> bool:
-        return (
-            eps == self.eps and _versions(tensors) == self.versions and _fingerprint(*tensors) == self.fingerprint
-        )
+        return eps == self.eps and _versions(tensors) == self.versions and _fingerprint(*tensors) == self.fingerprint
 
 
 _kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
@@ -93,7 +91,7 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     return Folded(*_fold(*tensors, bn.eps), packed=None)
 
 
-def _tensors(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+def _tensors(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Weight, bias, scale, shift, mean and variance."""
     own, norm, statistics = conv._parameters, bn._parameters, bn._buffers
     try:  # Where they are: nn.Module.__getattr__ would be a third of the way to the kernel.

@@ -367,6 +367,7 @@ def avg_pool2d(
     return _run(name, compiling, (input,), options)
 
 
+# torch.compile cannot ask an autograd Function.
 _CONVOLUTIONS = frozenset(name for name, op in autograd.OPS.items() if op.lower_precision)
 
 

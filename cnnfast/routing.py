@@ -40,6 +40,7 @@ if library.cuda_error is None:
     KERNELS["cuda"] = _DTYPES
 
 _CPU = KERNELS["cpu"]
+_STRIDED = torch.strided
 #: Types whose kernels are slower than torch's where there are no tensor cores that they can use.
 _NEED_TENSOR_CORES = frozenset({torch.bfloat16, torch.float16})
 
@@ -73,28 +74,18 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
     call, and small ones feel each function it goes through.
     """
     for position, tensor in enumerate(tensors):
-        if tensor is None:
-            if position == 2:  # bias
-                continue
-            raise _wrong_type(op, position, tensor)
-        # Tracing shows fake tensors as what they stand for.
-        if type(tensor) not in _PLAIN_TYPES and not compiling:
-            if not hasattr(type(tensor), "__torch_function__"):
-                raise _wrong_type(op, position, tensor)
-            return SUBCLASS
-        # is_cpu first: making a device object costs more than the rest of this loop.
-        dtypes = _CPU if tensor.is_cpu else KERNELS.get(tensor.device.type)
-        if dtypes is None:
-            built = f" ({library.cuda_error})" if tensor.is_cuda else ""
-            return Reason(f"no kernel for device {tensor.device.type}{built}")
-        if tensor.dtype not in dtypes:
-            return Reason(f"no kernel for {tensor.dtype}")
-        if tensor.is_cuda and not compiling:
-            unfit = _no_cuda_kernel(tensor.get_device(), tensor.dtype in _NEED_TENSOR_CORES)
-            if unfit is not None:
-                return unfit
-        if tensor.layout is not torch.strided:
-            return Reason(f"no kernel for layout {tensor.layout}")
+        if (
+            type(tensor) in _PLAIN_TYPES
+            and tensor.is_cpu  # type: ignore[union-attr]
+            and tensor.dtype in _CPU  # type: ignore[union-attr]
+            and tensor.layout is _STRIDED  # type: ignore[union-attr]
+        ):
+            continue
+        if tensor is None and position == 2:  # bias
+            continue
+        unfit = _why_unfit(op, compiling, position, tensor)
+        if unfit is not None:
+            return unfit
     if library.load_error is not None:
         return NOT_LOADED
     if torch._C._are_functorch_transforms_active():
@@ -107,6 +98,27 @@ def why_not(op: str, compiling: bool, *tensors: Tensor | None) -> Reason | None:
     if torch._C._get_tracing_state() is not None:
         return ONNX if torch.onnx.is_in_onnx_export() else TRACING
     return None
+
+
+def _why_unfit(op: str, compiling: bool, position: int, tensor: Tensor | None) -> Reason | None:
+    """Why a kernel cannot take this tensor; None where it can."""
+    # Tracing shows fake tensors as what they stand for.
+    if tensor is None or (type(tensor) not in _PLAIN_TYPES and not compiling):
+        if not hasattr(type(tensor), "__torch_function__"):
+            raise _wrong_type(op, position, tensor)
+        return SUBCLASS
+    device = tensor.device.type
+    dtypes = KERNELS.get(device)
+    if dtypes is None:
+        built = f" ({library.cuda_error})" if tensor.is_cuda else ""
+        return Reason(f"no kernel for device {device}{built}")
+    if tensor.dtype not in dtypes:
+        return Reason(f"no kernel for {tensor.dtype}")
+    if tensor.is_cuda and not compiling:
+        unfit = _no_cuda_kernel(tensor.get_device(), tensor.dtype in _NEED_TENSOR_CORES)
+        if unfit is not None:
+            return unfit
+    return None if tensor.layout is _STRIDED else Reason(f"no kernel for layout {tensor.layout}")
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:

@@ -81,8 +81,8 @@ def _lookup(module: nn.Module, name: str) -> Any:
 
 
 def _children(module: nn.Module) -> list[tuple[str, int]]:
-    """Name and id of each child, those in containers too: all that :func:`_members` says of them follows from it, and it
-    is found in a quarter of the time."""
+    """Name and id of each child, those in containers too: :func:`_members` says of them what follows from this, in four
+    times the time."""
     children = []
     pending = [module]
     for parent in pending:

@@ -7,6 +7,7 @@ namespace cnnfast {
 
 struct Cpu {
   static constexpr Activation kLastActivation = Activation::relu6;  // that convolution fuses
+  static constexpr bool kWidens = true;                             // see ops/widened.h
 };
 
 }  // namespace cnnfast

@@ -64,7 +64,7 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, const IntL
   check_options(kOp, options, Conv2dOptions::kCount + 1);
   const Conv2dShape s = conv2d_shape(kOp, input, weight, std::nullopt, conv2d_options(options));
   std::string result;
-  dispatch_dtype(kOp, input.scalar_type(), [&](auto zero) {
+  dispatch_dtype(kOp, is_widened<Cpu>(input, s) ? ScalarType::Float : input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const Strides x = view_of<const T>(input).stride, w = view_of<const T>(weight).stride;
     const Explanation<T> explanation(s, x, w, conv_channels_last(input, weight));

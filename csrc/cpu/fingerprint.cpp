@@ -61,9 +61,12 @@ void add(const Tensor& tensor, Hash& hash) {
   for (const int64_t size : tensor.sizes()) hash.add(2, static_cast<uint64_t>(size));
   for (const int64_t stride : tensor.strides()) hash.add(3, static_cast<uint64_t>(stride));
   switch (tensor.element_size()) {
-    case 4: return add_elements<uint32_t>(tensor, hash);
-    case 8: return add_elements<uint64_t>(tensor, hash);
-    default: fail("fingerprint: elements must be of 4 or 8 bytes, but got dtype=", tensor.scalar_type());
+    case 4:
+      return add_elements<uint32_t>(tensor, hash);
+    case 8:
+      return add_elements<uint64_t>(tensor, hash);
+    default:
+      fail("fingerprint: elements must be of 4 or 8 bytes, but got dtype=", tensor.scalar_type());
   }
 }
 

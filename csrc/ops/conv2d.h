@@ -9,6 +9,7 @@
 #include "common/activation.h"
 #include "ops/device.h"
 #include "ops/relu.h"
+#include "ops/widened.h"
 
 namespace cnnfast {
 
@@ -31,6 +32,10 @@ Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::o
                          const Conv2dOptions& options, Activation activation) {
   const char* op = activation == Activation::relu ? "conv2d_relu" : "conv2d";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
+  if (is_widened<Device>(input, s)) {
+    return narrowed(conv2d_forward_as<Device>(widened(input), widened(weight), widened(bias), options, activation),
+                    input.scalar_type());
+  }
   const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
   const std::optional<Tensor> dense_bias = dense(bias);
@@ -51,6 +56,12 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
   const Conv2dShape s = conv2d_shape(op, input, weight, std::nullopt, options);
   check_grad_output(op, grad_output, input, {s.N, s.K, s.P, s.Q});
   check_output_mask(op, output_mask);
+  if (is_widened<Device>(input, s)) {
+    const std::optional<Tensor> wide = output != nullptr ? std::optional(widened(*output)) : std::nullopt;
+    return narrowed(conv2d_backward_as<Device>(op, widened(grad_output), wide.has_value() ? &*wide : nullptr,
+                                               widened(input), widened(weight), options, output_mask),
+                    input.scalar_type());
+  }
   const Guard<Device> guard(input, options.allow_tf32);
   const bool channels_last = conv_channels_last(input, weight);
   Tensor grad_input, grad_weight, grad_bias;

@@ -11,6 +11,10 @@ Tensor conv_transpose2d_forward_as(const Tensor& input, const Tensor& weight, co
                                    const ConvTranspose2dOptions& options) {
   const char* op = "conv_transpose2d";
   const Conv2dShape s = conv_transpose2d_shape(op, input, weight, bias, options);
+  if (is_widened<Device>(input, s)) {
+    return narrowed(conv_transpose2d_forward_as<Device>(widened(input), widened(weight), widened(bias), options),
+                    input.scalar_type());
+  }
   const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.C, s.H, s.W}, input.dim(), conv_channels_last(input, weight));
   const std::optional<Tensor> dense_bias = dense(bias);
@@ -47,6 +51,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_op(const Tensor& gr
   const Conv2dShape s = conv_transpose2d_shape(op, input, weight, std::nullopt, parsed);
   check_grad_output(op, grad_output, input, {s.N, s.C, s.H, s.W});
   check_output_mask(op, output_mask);
+  if (is_widened<Device>(input, s)) {
+    return narrowed(conv_transpose2d_backward_op<Device>(widened(grad_output), widened(input), widened(weight), options,
+                                                         output_mask),
+                    input.scalar_type());
+  }
   const Guard<Device> guard(input, parsed.allow_tf32);
   const bool channels_last = conv_channels_last(input, weight);
   Tensor grad_input, grad_weight, grad_bias;

@@ -290,7 +290,9 @@ void join_collective(unsigned mask, const Site& site) {
   thread.site = site;
   thread.state = State::in_warp;
   if (complete_collective()) {
-    // The others resume in the schedule's order, this one too.
+    // The others resume in the schedule's order, this one too. That begins anew, so that in all schedules but one a
+    // warp may come to its next collective, and the next, before another has left its first.
+    if (machine.schedule != Schedule::ascending) machine.next = 0;
     wait(State::ready, site);
   } else {
     wait(State::in_warp, site);

@@ -169,6 +169,7 @@ MUTATIONS = [
     Mutation("avg_pool2d: padding forgotten", AVG, "at.h * s.stride_h - s.pad_h", "at.h * s.stride_h"),
     Mutation("augment: no barrier after the maps are found", AUGMENT, BARRIER, ";", 0),
     Mutation("augment: no barrier before the next image's maps", AUGMENT, BARRIER, ";", 1),
+    Mutation("augment_gray_mean: the next sums in their place", AUGMENT, "place = kWarps - place", "place = 0"),
     Mutation("augment_gray_mean: the mean of another image", AUGMENT, "means[n] =", "means[pass.N - 1 - n] ="),
     Mutation("augment: an edge that the last pixel's neighbour crosses", AUGMENT, "w < pass.W", "w <= pass.W"),
     Mutation("augment: noise of another channel", AUGMENT, "static_cast<uint32_t>(channel + i)", "0"),

@@ -71,19 +71,21 @@ static inline void add_noise(const AugmentPass& pass, const Band& band, int64_t 
 static inline Range columns_inside(const AffineMap& map, int64_t H, int64_t W, int64_t p, int64_t Q) {
   const double y = static_cast<double>(p);
   double begin = 0, end = static_cast<double>(Q);
+  // NaN, of parameters that are none, stays, and leaves nothing.
+  const auto keep_from = [&](double x) { begin = begin < x || x != x ? x : begin; };
+  const auto keep_to = [&](double x) { end = end > x || x != x ? x : end; };
   const auto keep = [&](double slope, double at_zero, int64_t size) {
     const double low = -0.5 - at_zero, high = static_cast<double>(size) - 0.5 - at_zero;  // low <= slope * x < high
     if (slope == 0) {
       if (!(low <= 0 && 0 < high)) end = 0;
     } else if (slope > 0) {
-      begin = max(begin, __builtin_ceil(low / slope)), end = min(end, __builtin_ceil(high / slope));
+      keep_from(__builtin_ceil(low / slope)), keep_to(__builtin_ceil(high / slope));
     } else {
-      begin = max(begin, __builtin_floor(high / slope) + 1), end = min(end, __builtin_floor(low / slope) + 1);
+      keep_from(__builtin_floor(high / slope) + 1), keep_to(__builtin_floor(low / slope) + 1);
     }
   };
   keep(map.xx, map.xy * y + map.x0, W);
   keep(map.yx, map.yy * y + map.y0, H);
-  // NaN, of parameters that are none, leaves nothing.
   if (!(begin < end)) return {0, 0};
   return {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
 }

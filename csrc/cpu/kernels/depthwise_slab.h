@@ -2,6 +2,7 @@
 // many channels as there are lanes, whatever the image's layout and type; and results on the way back.
 #pragma once
 
+#include "cpu/kernels/storage.h"
 #include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -21,28 +22,16 @@ CNNFAST_INLINE void fill_zeros(A* to, int64_t registers) {
   for (int64_t i = 0; i < registers; ++i) store_vec(to + i * kLanes<A>, Vec<A>{});
 }
 
-template <class T>
-CNNFAST_INLINE Vec<Compute<T>> load_as_sum(const T* from) {
-  using A = Compute<T>;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    return load_vec(from);
-  } else {
-    A to[kLanes<A>];
-    for (int i = 0; i < kLanes<A>; ++i) to[i] = load(from + i);
-    return load_vec(to);
-  }
-}
+// Pixels of a row that are transposed at a time where they have 16 bits.
+constexpr int64_t kTransposedPixels = 64;
 
-template <class T>
-CNNFAST_INLINE void store_sum(T* to, Vec<Compute<T>> sum) {
-  using A = Compute<T>;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    store_vec(to, sum);
-  } else {
-    A from[kLanes<A>];
-    store_vec(from, sum);
-    for (int i = 0; i < kLanes<A>; ++i) store(to + i, from[i]);
-  }
+// A row's `count` elements from one type to another.
+template <class From, class To>
+CNNFAST_INLINE void convert_row(const From* from, To* to, int64_t count) {
+  constexpr int64_t kLane = kLanes<float>;
+  int64_t i = 0;
+  for (; i + kLane <= count; i += kLane) store_lanes(to + i, load_lanes<1, Vec<float>>(from + i));
+  for (; i < count; ++i) store(to + i, load(from + i));
 }
 
 // `count` neighbouring pixels.
@@ -54,7 +43,7 @@ CNNFAST_INLINE void read_pixels(const T* from, const Strides& stride, int64_t ch
     // see what comes next: their next line, which the next blocks of channels read.
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
-      store_vec(to + i * kLanes<A>, load_as_sum(from + i * stride.w));
+      store_vec(to + i * kLanes<A>, load_lanes<1, Vec<A>>(from + i * stride.w));
       __builtin_prefetch(reinterpret_cast<const char*>(from + i * stride.w) + kLineBytes, 0, 2);
     }
     return;
@@ -62,6 +51,16 @@ CNNFAST_INLINE void read_pixels(const T* from, const Strides& stride, int64_t ch
   if (channels < kLanes<A>) fill_zeros(to, count);
   if constexpr (sizeof(T) == 4) {
     if (stride.w == 1) return transpose(from, stride.c, channels, count, to, kLanes<A>);
+  } else if constexpr (sizeof(T) == 2) {
+    if (stride.w == 1) {
+      A rows[kLanes<A>][kTransposedPixels];
+      for (int64_t i = 0; i < count; i += kTransposedPixels) {
+        const int64_t pixels = min(count - i, kTransposedPixels);
+        for (int64_t c = 0; c < channels; ++c) convert_row(from + c * stride.c + i, rows[c], pixels);
+        transpose(rows[0], kTransposedPixels, channels, pixels, to + i * kLanes<A>, kLanes<A>);
+      }
+      return;
+    }
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < channels; ++c) to[i * kLanes<A> + c] = load(from + i * stride.w + c * stride.c);
@@ -72,11 +71,21 @@ CNNFAST_INLINE void write_pixels(const Compute<T>* from, int64_t channels, int64
                                  const Strides& stride) {
   using A = Compute<T>;
   if (stride.c == 1 && channels == kLanes<A>) {
-    for (int64_t i = 0; i < count; ++i) store_sum(to + i * stride.w, load_vec(from + i * kLanes<A>));
+    for (int64_t i = 0; i < count; ++i) store_lanes(to + i * stride.w, load_vec(from + i * kLanes<A>));
     return;
   }
   if constexpr (sizeof(T) == 4) {
     if (stride.w == 1) return transpose(from, kLanes<A>, count, channels, to, stride.c);
+  } else if constexpr (sizeof(T) == 2) {
+    if (stride.w == 1) {
+      A rows[kLanes<A>][kTransposedPixels];
+      for (int64_t i = 0; i < count; i += kTransposedPixels) {
+        const int64_t pixels = min(count - i, kTransposedPixels);
+        transpose(from + i * kLanes<A>, kLanes<A>, pixels, channels, rows[0], kTransposedPixels);
+        for (int64_t c = 0; c < channels; ++c) convert_row(rows[c], to + c * stride.c + i, pixels);
+      }
+      return;
+    }
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < channels; ++c) store(to + i * stride.w + c * stride.c, from[i * kLanes<A> + c]);

@@ -1,7 +1,8 @@
 // Convolution by Winograd F(4x4, 3x3): 36 multiplications per channel pair for 16 outputs, instead of 144.
 //
 // The products are one matrix product per element of a tile, [tiles, C] x [C, K]; the inverse transform, vectorised
-// over channels, writes bias, ReLU and the output or, of 2x2 windows, the largest of the output: a tile is four of them.
+// over channels, writes bias, ReLU and the output or, of 2x2 windows, the largest of the output: a tile is four of
+// them.
 //
 // The transforms turn an infinity into NaN and spread a NaN over its tile: where a result is not finite, the caller is
 // told, and another algorithm computes them all.
