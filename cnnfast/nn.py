@@ -25,8 +25,18 @@ class Conv2d(nn.Conv2d):
         Conv2d(1, 12, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
 
+    def forward(self, input: Tensor) -> Tensor:
+        own: dict[str, Any] = self._parameters
+        try:  # Where they are: two times nn.Module.__getattr__ would be a tenth of a small call.
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # A parametrization, or a plain attribute in a parameter's place.
+            weight, bias = self.weight, self.bias
+        return self._conv_forward(input, weight, bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        input, padding = _padded(self, input)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = _padded(self, input)
         return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
