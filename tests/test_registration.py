@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import pytest
 import torch
+from cuda_host.fixture import raw_ops
 from small_calls import CALLS, Call, one_of_each
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -53,12 +53,7 @@ def test_opcheck_traced(call: Call) -> None:
     torch.library.opcheck(autograd.PUBLIC[call.op], arguments, test_utils="test_aot_dispatch_dynamic")
 
 
-# Handles of what autograd.py has taken from library.function.
-RAW = {
-    name: getattr(torch.ops.cnnfast, name.removeprefix("_")).default
-    for name, function in vars(autograd).items()
-    if isinstance(function, types.BuiltinFunctionType)
-}
+RAW = {name: getattr(torch.ops.cnnfast, op).default for name, op in raw_ops().items()}
 
 
 @every_call
