@@ -6,7 +6,7 @@ take the tensors, then one tuple of options, as ``backward`` finds it in ``ctx.o
 also what registration.py gives the public op for torch.compile and direct callers.
 
 The raw backward ops have no derivative of their own. Where backward is itself differentiated (create_graph=True,
-forward mode, torch.func), the formulas run on torch's ops instead: see ``_convolution_backward`` and ``_scatter``.
+forward mode, torch.func), the formulas run on torch's ops instead: see aten.py and ``_scatter``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import Function, forward_ad
 
+from . import aten, tuned, tuning
 from .library import function, op
 
 _conv2d_forward = function("conv2d_forward")
@@ -131,6 +131,8 @@ class Conv2d(Op):
 
     @staticmethod
     def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+        if tuning.enabled:
+            return tuned.conv2d_forward(input, weight, bias, options, _NO_ACTIVATION)
         return _conv2d_forward(input, weight, bias, options, _NO_ACTIVATION)
 
     @staticmethod
@@ -153,6 +155,8 @@ class Conv2dReLU(Op):
 
     @staticmethod
     def compute(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+        if tuning.enabled:
+            return tuned.conv2d_forward(input, weight, bias, options, _RELU)
         return _conv2d_forward(input, weight, bias, options, _RELU)
 
     @staticmethod
@@ -166,7 +170,11 @@ class Conv2dReLU(Op):
         if _differentiated():
             return _conv2d_grads(ctx, _relu_grad(grad_output, output), input, weight)
         mask = ctx.needs_input_grad[:3]
-        return _masked(_conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask), mask)
+        if tuning.enabled:
+            grads = tuned.conv2d_backward(grad_output, output, input, weight, ctx.options, mask)
+        else:
+            grads = _conv2d_relu_backward(grad_output, output, input, weight, ctx.options, mask)
+        return _masked(grads, mask)
 
 
 def conv2d_constant(
@@ -180,6 +188,8 @@ def conv2d_constant(
     """The convolution, then activation 0 (none), 1 (ReLU) or 2 (ReLU6), of weights that do not change while ``packed``
     is the same: what they were packed to is kept there. Without a gradient, on the CPU."""
     if packed is None:
+        if tuning.enabled:
+            return tuned.conv2d_forward(input, weight, bias, options, activation)
         return _conv2d_forward(input, weight, bias, options, activation)
     layout = (input.shape, input.stride(), options)
     kept = packed.get(layout)
@@ -191,6 +201,8 @@ def conv2d_constant(
             if torch.equal(other[:_PACKED_HEADER].view(torch.int32), kept[:_PACKED_HEADER].view(torch.int32)):
                 kept = other
         packed[layout] = kept
+    if tuning.enabled:
+        return tuned.conv2d_forward(input, weight, bias, options, activation, kept)
     if kept.numel() > 0:
         return _conv2d_packed_forward(input, weight, bias, kept, options, activation)
     return _conv2d_forward(input, weight, bias, options, activation)
@@ -226,7 +238,7 @@ class Conv2dReLUMaxPool2d(Op):
             conv, pool = options[:4], options[4:8]
             size = conv_output_size(input, weight, *conv[:3])
             grad = _scatter(grad_output, _indices(code, size[1], *pool), size)
-            grads = _convolution_backward(grad, input, weight, conv, mask)
+            grads = aten.conv2d_backward(grad, input, weight, conv, mask)
         else:
             grads = _conv2d_relu_max_pool2d_backward(grad_output, code, input, weight, ctx.options, mask)
         return _masked(grads, mask)
@@ -250,7 +262,7 @@ class ConvTranspose2d(Op):
         mask = ctx.needs_input_grad[:3]
         if _differentiated():
             stride, padding, output_padding, groups, dilation, _ = public_options(ConvTranspose2d.name, ctx.options)
-            grads = _aten_convolution_backward(
+            grads = aten.convolution_backward(
                 grad_output, input, weight, stride, padding, dilation, True, output_padding, groups, mask
             )
         else:
@@ -407,51 +419,12 @@ def _relu_grad(grad_output: Tensor, output: Tensor) -> Tensor:
 def _conv2d_grads(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) -> Grads:
     mask = ctx.needs_input_grad[:3]
     if _differentiated():
-        grads = _convolution_backward(grad_output, input, weight, public_options(Conv2d.name, ctx.options), mask)
+        grads = aten.conv2d_backward(grad_output, input, weight, public_options(Conv2d.name, ctx.options), mask)
+    elif tuning.enabled:
+        grads = tuned.conv2d_backward(grad_output, None, input, weight, ctx.options, mask)
     else:
         grads = _conv2d_backward(grad_output, input, weight, ctx.options, mask)
     return _masked(grads, mask)
-
-
-def _convolution_backward(grad_output: Tensor, input: Tensor, weight: Tensor, options: Any, mask: Any) -> Grads:
-    """conv2d_backward in torch's differentiable ops."""
-    stride, padding, dilation, groups = options[:4]
-    top, bottom, left, right = padding
-    common = (min(top, bottom), min(left, right))
-    extra = (left - common[1], right - common[1], top - common[0], bottom - common[0])
-    # aten pads both sides alike; the rest of an asymmetric padding is made of zeros, and cropped from the gradient.
-    padded = F.pad(input, extra) if any(extra) else input
-    grad_input, grad_weight, grad_bias = _aten_convolution_backward(
-        grad_output, padded, weight, stride, common, dilation, False, (0, 0), groups, mask
-    )
-    if grad_input is not None and any(extra):
-        grad_input = F.pad(grad_input, [-size for size in extra])
-    return grad_input, grad_weight, grad_bias
-
-
-def _aten_convolution_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    transposed: bool,
-    output_padding: Ints,
-    groups: int,
-    mask: Any,
-) -> Grads:
-    """aten::convolution_backward, for one image as well."""
-    single = input.dim() == 3
-    if single:
-        grad_output, input = grad_output.unsqueeze(0), input.unsqueeze(0)
-    channels = [grad_output.shape[1]]
-    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad_output, input, weight, channels, stride, padding, dilation, transposed, output_padding, groups, list(mask)
-    )
-    if single and grad_input is not None:
-        grad_input = grad_input.squeeze(0)
-    return grad_input, grad_weight, grad_bias
 
 
 def _scatter(grad_output: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import aten
 from .autograd import CLIPPED, PUBLIC
 
 Ints = Sequence[int]
@@ -29,12 +30,7 @@ def conv2d(
     groups: int,
     allow_tf32: bool = False,  # torch reads its own switch
 ) -> Tensor:
-    top, bottom, left, right = padding
-    if top != bottom or left != right:
-        input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
-    else:
-        padding = (top, left)
-    return F.conv2d(input, weight, bias, list(stride), list(padding), list(dilation), groups)
+    return aten.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu(*args: Any) -> Tensor:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
+from . import tuned, tuning
 from .arguments import conv2d_options
-from .nn import ConvReLUMaxPool2d, _padded
+from .autograd import public_options
+from .nn import ConvReLU2d, ConvReLUMaxPool2d, _padded
+from .registration import _conv2d
 from .routing import why_not
 
 __all__ = ["Explanation", "explain"]
@@ -35,7 +39,10 @@ class Explanation:
         grad_weight: that of the weight's gradient.
         shape: what is convolved, in words.
         isa: the instruction set of the kernels.
-        reason: why torch's op runs; None where it does not.
+        reason: why torch's op runs unmeasured; None where it does not.
+        measured: what :class:`cnnfast.autotune` has found, while it is on: pass -> algorithm -> seconds. A pass that is
+            not there has not run yet. Backward, "planned" stands for our algorithms, and "torch_for_input" for torch's
+            op in their place for one gradient.
     """
 
     forward: str
@@ -44,14 +51,21 @@ class Explanation:
     shape: str
     isa: str | None
     reason: str | None = None
+    measured: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         lines = [f"conv2d: {self.shape}" + (f", {self.isa}" if self.isa else "")]
         for name in ("forward", "grad_input", "grad_weight"):
             algorithm = getattr(self, name)
             if algorithm is not None:
-                lines.append(f"{name + ':':12} {algorithm} ({self.reason or _WHY[algorithm]})")
+                lines.append(f"{name + ':':12} {algorithm} ({self._why(name, algorithm)})")
         return "\n".join(lines)
+
+    def _why(self, name: str, algorithm: str) -> str:
+        if name not in self.measured:
+            return self.reason or _WHY[algorithm]
+        times = sorted(self.measured[name].items(), key=lambda item: item[1])
+        return "measured: " + ", ".join(f"{other} {1e6 * seconds:.0f} us" for other, seconds in times)
 
 
 def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient: bool = True) -> Explanation:
@@ -59,7 +73,8 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
 
     The choice depends on sizes, strides, dtype and instruction set alone: not on the number of threads. Where a result
     of Winograd's is not finite, another algorithm computes it again; converted networks that only infer keep the
-    weights of small layers packed, and then sum directly sooner.
+    weights of small layers packed, and then sum directly sooner. While :class:`cnnfast.autotune` is on, its choice is
+    told where there is one.
 
     Args:
         module: a convolution, ``cnnfast.Conv2d`` or torch's own.
@@ -95,4 +110,26 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
     options = conv2d_options(False, "conv2d", R, S, module.stride, padding, module.dilation, module.groups)
     found = json.loads(torch.ops.cnnfast.explain_conv2d(input, weight, options, input_gradient))
     isa = json.loads(torch.ops.cnnfast.cpu_info())["isa"]
-    return Explanation(found["forward"], found.get("grad_input"), found["grad_weight"], shape, isa)
+    measured = _measured(module, input, options, input_gradient) if tuning.enabled else {}
+    chosen = {name: tuned.algorithm_of(choice, name) for name, choice in measured.items()}
+    forward, grad_input, grad_weight = (
+        chosen.get(name) or found.get(name) for name in ("forward", "grad_input", "grad_weight")
+    )
+    seconds = {name: choice.seconds for name, choice in measured.items()}
+    return Explanation(forward, grad_input, grad_weight, shape, isa, measured=seconds)
+
+
+def _measured(
+    module: nn.Conv2d, input: Tensor, options: tuple[Any, ...], input_gradient: bool
+) -> dict[str, tuning.Choice]:
+    """The autotuner's choices for a module in training, and a gradient that is laid out like the output."""
+    weight, bias = module.weight.detach(), module.bias
+    relu = isinstance(module, ConvReLU2d)
+    grad_output = _conv2d(input, weight, None, *public_options("conv2d", options))
+    mask = (input_gradient, True, bias is not None)
+    forward = tuned.forward_key(input, weight, bias, options, 1 if relu else 0, None)
+    backward = tuned.backward_key(grad_output, grad_output if relu else None, input, weight, options, mask)
+    keys = {"forward": forward, "grad_input": backward, "grad_weight": backward}
+    if not input_gradient:
+        del keys["grad_input"]
+    return {name: tuning.table[key] for name, key in keys.items() if key in tuning.table}

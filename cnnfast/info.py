@@ -12,12 +12,20 @@ from typing import Any
 
 import torch
 
-from . import library, routing
+from . import library, routing, tuning
 from .version import __version__
 
 # GNU's, Intel's and LLVM's, also under the names that wheels give their own copies (libgomp-24e2ab19.so.1.0.0).
 _OPENMP = re.compile(r"^(libgomp|libiomp5?|libomp|vcomp)[-.\d]")
-_ENVIRONMENT = ("CNNFAST_CPU_ISA", "CNNFAST_STRICT", "CNNFAST_WINOGRAD", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_ENVIRONMENT = (
+    "CNNFAST_AUTOTUNE",
+    "CNNFAST_AUTOTUNE_CACHE",
+    "CNNFAST_CPU_ISA",
+    "CNNFAST_STRICT",
+    "CNNFAST_WINOGRAD",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
 
 
 def collect() -> dict[str, Any]:
@@ -28,7 +36,8 @@ def collect() -> dict[str, Any]:
         those built and those this processor supports; None without the library); ``cuda`` (the CUDA library's file and
         the compute capabilities it was built for, or why it is not loaded); ``threads``; ``openmp`` (files of
         the OpenMP runtimes in this process: more than one costs speed); ``environment``; ``ops`` (op -> device ->
-        dtypes with a kernel of cnnfast's own); ``fallbacks`` (see :func:`cnnfast.fallbacks`).
+        dtypes with a kernel of cnnfast's own); ``fallbacks`` (see :func:`cnnfast.fallbacks`); ``autotune`` (the
+        arguments of :class:`cnnfast.autotune`, and how many choices there are).
     """
     return {
         "versions": {"cnnfast": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -45,6 +54,7 @@ def collect() -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         "ops": routing.table(),
         "fallbacks": routing.fallbacks(),
+        "autotune": tuning.state(),
     }
 
 
@@ -77,6 +87,9 @@ def render(info: dict[str, Any]) -> str:
     if (openmp := info["openmp"]) is not None:
         rows += [("OpenMP runtimes", f"{len(openmp)}"), *(("", file) for file in openmp)]
     rows += [("environment", f"{name}={value}") for name, value in info["environment"].items()]
+    autotune = info["autotune"]
+    cache = f", kept in {autotune['cache']}" if autotune["cache"] else ""
+    rows.append(("autotune", f"{autotune['choices']} choices{cache}" if autotune["enabled"] else "off"))
     for op, devices in info["ops"].items():
         own = "; ".join(f"{device}: {', '.join(dtypes)}" for device, dtypes in devices.items())
         rows.append((op, own or "torch's own op"))

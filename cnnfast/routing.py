@@ -63,6 +63,7 @@ TRACING = Reason("torch.jit tracing is active", logging.INFO)
 ONNX = Reason("ONNX export writes standard operators", logging.INFO)
 INPLACE = Reason("inplace=True is torch's own relu_", logging.INFO)
 LARGE_WINDOW = Reason("a window of more than 254 elements has no one-byte code: unfused", logging.INFO)
+MEASURED = Reason("torch's own op was measured to be the faster (cnnfast.autotune)", logging.INFO)
 
 _counts: Counter[tuple[str, str]] = Counter()
 
@@ -155,9 +156,14 @@ def to_torch(op: str, reason: Reason) -> None:
     """Records that this call of ``op`` runs on torch's own op; raises RuntimeError instead in strict mode."""
     if reason is ONNX:  # written down, not run
         return
-    if os.environ.get("CNNFAST_STRICT") == "1":
+    if is_strict():
         raise RuntimeError(f"{op}: CNNFAST_STRICT=1 allows own kernels only, but got {_explain(reason)}")
     record(op, reason, "runs on torch's own op")
+
+
+def is_strict() -> bool:
+    """Whether a call that cannot run on its own kernel is an error."""
+    return os.environ.get("CNNFAST_STRICT") == "1"
 
 
 def record(op: str, reason: Reason, what: str) -> None:

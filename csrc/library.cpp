@@ -15,6 +15,10 @@
 CNNFAST_LIBRARY(m) {
   // activation: csrc/common/activation.h
   m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation) -> Tensor");
+  // By the algorithm of that name where it takes the shape, else as conv2d_forward; on the CPU.
+  m.def(
+      "conv2d_chosen_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation, str algorithm) "
+      "-> Tensor");
   // `packed` is what conv2d_pack_weight has made of the weight for an input of the same size and layout; what was made
   // for another is not used. It is empty where that gains nothing.
   m.def("conv2d_pack_weight(Tensor input, Tensor weight, int[] options) -> Tensor");
@@ -91,8 +95,8 @@ CNNFAST_LIBRARY(m) {
 
   // A number that most likely changes when elements of the dense tensors do: of large ones it looks at some 500.
   m.def("fingerprint(Tensor a, Tensor? b, Tensor? c, Tensor? d, Tensor? e, Tensor? f) -> int");
-  // Which algorithms take a convolution, its forward pass, its input and its weight gradient, as JSON; nothing is read
-  // or computed.
+  // Which algorithms take a convolution, its forward pass, its input and its weight gradient, and which could take the
+  // forward pass, as JSON; nothing is read or computed.
   m.def("explain_conv2d(Tensor input, Tensor weight, int[] options, bool input_gradient) -> str");
   // The compute capabilities that the CUDA kernels were built for; of cnnfast._cuda, so without it not callable.
   m.def("cuda_archs() -> str");

@@ -20,9 +20,17 @@ class Explanation {
       : s_(shape), weight_(weight), by_channels_(input.c == 1), channels_last_(channels_last) {}
 
   const char* forward() const {
-    if (kFloat && winograd_takes(s_, weight_, false)) return "winograd";
+    if (kFloat && winograd_takes(s_, weight_, WinogradRival::sums)) return "winograd";
     if (kFloat && direct_conv2d_takes(s_, dense_strides(s_.K, s_.P, s_.Q, channels_last_))) return "direct";
     return depthwise(false, by_channels_) ? "depthwise" : "implicit_gemm";
+  }
+  // All that take the shape, whatever the cost model thinks of them.
+  std::string candidates() const {
+    std::string names;
+    if (kFloat && winograd_takes(s_, weight_, WinogradRival::none)) names += "\"winograd\", ";
+    if (kFloat && direct_conv2d_takes(s_, dense_strides(s_.K, s_.P, s_.Q, channels_last_))) names += "\"direct\", ";
+    if (depthwise(false, by_channels_)) names += "\"depthwise\", ";
+    return "[" + names + "\"implicit_gemm\"]";
   }
   const char* grad_input() const {
     if (direct_backward(true)) return "direct";
@@ -69,7 +77,7 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, const IntL
     const Strides x = view_of<const T>(input).stride, w = view_of<const T>(weight).stride;
     const Explanation<T> explanation(s, x, w, conv_channels_last(input, weight));
     result = std::string("{\"forward\": \"") + explanation.forward() + "\", \"grad_weight\": \"" +
-             explanation.grad_weight(input_gradient) + "\"";
+             explanation.grad_weight(input_gradient) + "\", \"candidates\": " + explanation.candidates();
     if (input_gradient) result += std::string(", \"grad_input\": \"") + explanation.grad_input() + "\"";
   });
   return result + "}";

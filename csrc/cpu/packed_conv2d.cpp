@@ -18,7 +18,7 @@ constexpr int64_t kFewPixels = 4096;
 bool pays_to_keep(const Conv2dShape& s, const Strides& weight, const Strides& output) {
   const int64_t pixels = s.N * s.P * s.Q;
   return s.G == 1 && pixels > 0 && pixels <= kFewPixels && !direct_conv2d_takes(s, output) &&
-         !winograd_takes(s, weight, true);
+         !winograd_takes(s, weight, WinogradRival::packed_sums);
 }
 
 // A vector for conv2d_packed_forward; empty where it would gain nothing.

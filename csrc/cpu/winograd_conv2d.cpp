@@ -64,14 +64,16 @@ bool is_winograd(const Conv2dShape& s) {
 
 bool dense_taps(const Strides& weight) { return weight.w == 1 && weight.h == kWinogradTaps; }
 
-WinogradConv forward_of(const Conv2dShape& s, const Strides& weight, bool against_packed = false) {
-  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight), against_packed};
+constexpr WinogradRival kSums = WinogradRival::sums;
+
+WinogradConv forward_of(const Conv2dShape& s, const Strides& weight, WinogradRival rival = kSums) {
+  return {s.N, s.C / s.G, s.K / s.G, s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, dense_taps(weight), rival};
 }
 
 WinogradConv backward_input_of(const Conv2dShape& s, const Strides& weight) {
   const int64_t last = kWinogradTaps - 1;
   return {s.N,  s.K / s.G, s.C / s.G, s.P, s.Q, s.H, s.W, last - s.pad_top, last - s.pad_left, dense_taps(weight),
-          false};
+          kSums};
 }
 
 }  // namespace
@@ -79,10 +81,9 @@ WinogradConv backward_input_of(const Conv2dShape& s, const Strides& weight) {
 bool winograd_enabled() { return enabled().load(std::memory_order_relaxed); }
 bool set_winograd(bool value) { return enabled().exchange(value, std::memory_order_relaxed); }
 
-bool winograd_takes(const Conv2dShape& s, const Strides& weight, bool against_packed) {
+bool winograd_takes(const Conv2dShape& s, const Strides& weight, WinogradRival rival) {
   WinogradPlan plan;
-  return is_winograd(s) &&
-         cpu_kernels().winograd_conv2d.plan(forward_of(s, weight, against_packed), thread_count(), &plan);
+  return is_winograd(s) && cpu_kernels().winograd_conv2d.plan(forward_of(s, weight, rival), thread_count(), &plan);
 }
 
 bool winograd_takes_backward_input(const Conv2dShape& s, const Strides& weight) {
@@ -96,10 +97,10 @@ bool winograd_takes_backward_weight(const Conv2dShape& s, const Strides& grad_we
 }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
-                             Activation activation, int pool, View<float> output) {
+                             Activation activation, int pool, View<float> output, WinogradRival rival) {
   if (!is_winograd(s)) return false;
   const Strides& w = weight.stride;
-  const WinogradConv conv = forward_of(s, w);
+  const WinogradConv conv = forward_of(s, w, rival);
   return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, activation, pool,
                          output);
 }

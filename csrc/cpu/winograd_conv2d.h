@@ -20,13 +20,17 @@ constexpr int kWinogradOutputs = 4, kWinogradTaps = 3, kWinogradSize = kWinograd
 constexpr int kWinogradPool = 2;  // side of the pooling windows that a tile's outputs are
 constexpr int kWinogradElements = kWinogradSize * kWinogradSize;
 
+// What winograd has to be faster than to be chosen: direct sums, which pack their weights first or find them packed; or
+// nothing, where whoever asks has measured it.
+enum class WinogradRival : int8_t { sums, packed_sums, none };
+
 // One group's convolution of an [N, C, H, W] source to an [N, K, P, Q] output.
 struct WinogradConv {
   int64_t N, C, K;
   int64_t H, W, P, Q;
   int64_t pad_top, pad_left;
-  bool dense_taps;      // a kernel's nine weights are neighbours in memory
-  bool against_packed;  // direct sums would find their weights packed
+  bool dense_taps;  // a kernel's nine weights are neighbours in memory
+  WinogradRival rival;
 };
 
 struct WinogradPlan {
@@ -81,14 +85,15 @@ bool winograd_enabled();
 bool set_winograd(bool enabled);
 
 // Whether winograd is the algorithm for the forward pass, the input gradient, the weight gradient.
-bool winograd_takes(const Conv2dShape& shape, const Strides& weight, bool against_packed);
+bool winograd_takes(const Conv2dShape& shape, const Strides& weight, WinogradRival rival);
 bool winograd_takes_backward_input(const Conv2dShape& shape, const Strides& weight);
 bool winograd_takes_backward_weight(const Conv2dShape& shape, const Strides& grad_weight);
 
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 // `output` is [N, K, P / pool, Q / pool].
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                             const float* bias, Activation activation, int pool, View<float> output);
+                             const float* bias, Activation activation, int pool, View<float> output,
+                             WinogradRival rival = WinogradRival::sums);
 bool winograd_conv2d_backward_input(const Conv2dShape& shape, View<const float> grad_output, View<const float> weight,
                                     const float* bias, View<float> grad_input);
 bool winograd_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,

@@ -23,6 +23,14 @@ constexpr Conv2dShape kShapes[] = {
     shape(26, 32, 12, 12, 17, 1, 1, 1),  // slices of the weight gradient
 };
 
+// Those that the cost model leaves to others, but for whoever has measured: forward.
+constexpr Conv2dShape kUnpaid[] = {
+    shape(2, 1, 5, 7, 3, 1, 1, 1),     // a first layer
+    shape(1, 3, 9, 4, 20, 1, 0, 0),    // fewer channels than a register has lanes
+    shape(3, 40, 3, 3, 8, 1, 1, 1),    // tiles larger than the image
+    shape(2, 12, 6, 10, 12, 12, 1, 1)  // one channel a group
+};
+
 struct Example {
   Example(const Conv2dShape& s, Layout layout)
       : s(s),
@@ -113,6 +121,30 @@ TEST(winograd_is_nearest_to_the_exact_result) {
       }
     }
   }
+}
+
+TEST(winograd_takes_what_does_not_pay_where_there_is_no_rival) {
+  const std::vector<const CpuKernels*> tables = runnable_kernels();
+  for (const Conv2dShape& s : kUnpaid) {
+    for (const Layout layout : kLayouts) {
+      const Example e(s, layout);
+      const Expected expected(e);
+      for (const CpuKernels* kernels : tables) {
+        set_cpu_isa(kernels->isa);
+        Image<float> output(s.N, s.K, s.P, s.Q, layout);
+        const auto run = [&](WinogradRival rival) {
+          return winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(), Activation::none, 1,
+                                         output.view(), rival);
+        };
+        CHECK(!run(WinogradRival::sums));
+        CHECK(run(WinogradRival::none));
+        check_nearest(output, expected.output);
+      }
+    }
+  }
+  Conv2dShape empty = kUnpaid[0];
+  empty.N = 0;
+  CHECK(!winograd_takes(empty, {}, WinogradRival::none));
 }
 
 TEST(winograd_leaves_to_others_what_is_not_finite_or_not_worth_it) {

@@ -190,7 +190,8 @@ struct WinogradMemory {
 static bool winograd_pays(const WinogradConv& conv) {
   constexpr int64_t kMostWeightBytes = int64_t{256} << 20;  // transformed, four times as many as given
   if (kWinogradElements * conv.C * conv.K * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes) return false;
-  const double kernel = conv.against_packed ? 1300 : conv.dense_taps ? 300 : 600;
+  if (conv.rival == WinogradRival::none) return min(conv.N * conv.P * conv.Q, conv.C * conv.K) > 0;
+  const double kernel = conv.rival == WinogradRival::packed_sums ? 1300 : conv.dense_taps ? 300 : 600;
   constexpr double kTile = CNNFAST_VECTOR_BYTES == 64 ? 1100 : 800, kDirect = kWinogradTaps * kWinogradTaps / 0.8;
   const double C = static_cast<double>(conv.C), K = static_cast<double>(conv.K);
   const double multiplied = static_cast<double>(round_up(conv.K, kPanelWidth<float>));
