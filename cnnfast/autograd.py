@@ -184,13 +184,14 @@ def conv2d_constant(
     options: Options,
     activation: int,
     packed: dict[Any, Tensor] | None,
+    residual: Tensor | None,
 ) -> Tensor:
-    """The convolution, then activation 0 (none), 1 (ReLU) or 2 (ReLU6), of weights that do not change while ``packed``
-    is the same: what they were packed to is kept there. Without a gradient, on the CPU."""
+    """An activation (csrc/common/activation.h) of convolution + residual, of weights that do not change while
+    ``packed`` is the same: what they were packed to is kept there. Without a gradient, on the CPU."""
     if packed is None:
         if tuning.enabled:
-            return tuned.conv2d_forward(input, weight, bias, options, activation)
-        return _conv2d_forward(input, weight, bias, options, activation)
+            return tuned.conv2d_forward(input, weight, bias, options, activation, None, residual)
+        return _conv2d_forward(input, weight, bias, options, activation, residual)
     layout = (input.shape, input.stride(), options)
     kept = packed.get(layout)
     if kept is None:
@@ -202,10 +203,10 @@ def conv2d_constant(
                 kept = other
         packed[layout] = kept
     if tuning.enabled:
-        return tuned.conv2d_forward(input, weight, bias, options, activation, kept)
+        return tuned.conv2d_forward(input, weight, bias, options, activation, kept, residual)
     if kept.numel() > 0:
-        return _conv2d_packed_forward(input, weight, bias, kept, options, activation)
-    return _conv2d_forward(input, weight, bias, options, activation)
+        return _conv2d_packed_forward(input, weight, bias, kept, options, activation, residual)
+    return _conv2d_forward(input, weight, bias, options, activation, residual)
 
 
 class Conv2dReLUMaxPool2d(Op):

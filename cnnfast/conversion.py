@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from . import fusion, nn as layers
+from . import blocks, fusion, nn as layers
 from .tracing import NotTraceable
 
 __all__ = ["Change", "Report", "convert", "report", "revert"]
@@ -60,11 +60,13 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
     """``model`` with its convolution, pooling and ReLU layers on cnnfast's kernels, fused where the data flow allows.
 
     Conv2d, ConvTranspose2d, ReLU, MaxPool2d and AvgPool2d are swapped, wherever they are in the model. Where a module's
-    forward calls a convolution and then, each the only use of the one before, BatchNorm2d, ReLU or ReLU6 and MaxPool2d,
-    as modules or as functions, they run as one. BatchNorm is folded into the convolution in evaluation without
-    gradients only, at each call; parameters are never touched. A forward that does more than a trace can show keeps its
-    layers unfused, and :func:`report` tells why. Whether a layer has hooks is asked at each call: such groups run one
-    by one, whatever the report says.
+    forward calls a convolution and then, each the only use of the one before, BatchNorm2d, an activation (ReLU, ReLU6,
+    SiLU, Hardswish) and, behind ReLU, MaxPool2d, as modules or as functions, they run as one. So does the sum of a
+    convolution, with BatchNorm or not, and a residual of the same shape, with an activation or not. All but
+    convolution, ReLU and MaxPool2d is fused in evaluation without gradients only, residuals and the other activations
+    on the CPU only, at each call; parameters are never touched. A forward that does more than a trace can show keeps
+    its layers unfused, and :func:`report` tells why. Whether a layer has hooks is asked at each call: such groups run
+    one by one, whatever the report says.
 
     Args:
         model: any nn.Module. Subclasses of the layers, parametrized ones too, are left alone.
@@ -165,7 +167,7 @@ def _why_left(module: nn.Module) -> str | None:
     """Why ``module`` cannot become cnnfast's; None where it can."""
     if type(module) not in SWAPS:
         return f"{type(module).__name__} is not one of torch's own layers"
-    if fusion.OVERRIDES & vars(module).keys():
+    if blocks.OVERRIDES & vars(module).keys():
         return "it has a forward of its own, not its class's"
     return None
 
@@ -192,7 +194,11 @@ def _convolutions(module: nn.Module) -> list[nn.Module]:
 
 def _parents(model: nn.Module) -> list[nn.Module]:
     """Where something may be fused that is not yet."""
-    return [module for module in model.modules() if _convolutions(module) and "_fusion" not in vars(module)]
+    return [
+        module
+        for module in model.modules()
+        if "_fusion" not in vars(module) and (_convolutions(module) or fusion.branches(module))
+    ]
 
 
 def _sharing_copy(model: Model) -> Model:

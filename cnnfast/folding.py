@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from . import library
 from .nn import Conv2d
 
-__all__ = ["Folded", "folded", "repack"]
+__all__ = ["Folded", "folded", "repack", "unfolded"]
 
 _fingerprint = library.function("fingerprint")
 
@@ -89,6 +89,12 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     if conv.weight.numel() > pixels * conv.out_channels:
         return None
     return Folded(*_fold(*tensors, bn.eps), packed=None)
+
+
+def unfolded(input: Tensor, conv: Conv2d) -> Folded | None:
+    """Weight and bias of a convolution that no BatchNorm follows; None where they are no constants, either."""
+    weight, bias = conv.weight, conv.bias
+    return Folded(weight, bias, packed=None) if _are_constants(input, weight, bias) else None
 
 
 def _tensors(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, Any, Any, Any, Any, Any]:

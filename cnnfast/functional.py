@@ -35,7 +35,7 @@ from .routing import to_torch, why_not
 
 __all__ = list(routing.OPS)
 
-_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}  # csrc/common/activation.h
+_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4}  # csrc/common/activation.h
 _MAX_CODED_WINDOW = 254  # csrc/common/shape.h, kMaxCodedWindow
 
 
@@ -113,21 +113,31 @@ def conv2d_constant(
     padding: str | IntOrPair,
     dilation: IntOrPair,
     groups: int,
-    activation: Literal["none", "relu", "relu6"],
+    activation: Literal["none", "relu", "relu6", "silu", "hardswish"],
     packed: dict[Any, Tensor] | None,
+    residual: Tensor | None = None,
 ) -> Tensor | None:
-    """``activation(conv2d(...))`` in one pass, of weights that do not change while ``packed`` is the same dictionary,
-    where they are kept packed; None where there is no such pass: not on the CPU, not on own kernels.
+    """``activation(conv2d(...) + residual)`` in one pass, of weights that do not change while ``packed`` is the same
+    dictionary, where they are kept packed; None where there is no such pass: not on the CPU, not on own kernels, nor of
+    a residual of another shape or dtype than the output's.
 
     For what convert has fused: nobody asks for a gradient, autocasts or compiles.
     """
     name = "conv2d"
-    others = (weight, bias) if packed is None else ()  # what is kept has been looked at
+    others: tuple[Tensor | None, ...] = (weight, bias) if packed is None else ()  # what is kept has been looked at
+    if residual is not None:
+        if type(residual) is not Tensor or residual.dtype is not input.dtype or not residual.is_cpu:
+            return None
+        others = (*others, residual)
     if not input.is_cpu or why_not(name, False, input, *others) is not None:
         return None
     R, S = kernel_of(weight) if isinstance(padding, str) else (1, 1)
     options = conv2d_options(False, name, R, S, stride, padding, dilation, groups)
-    return autograd.conv2d_constant(input, weight, bias, options, _ACTIVATIONS[activation], packed)
+    if residual is not None:
+        size = autograd.conv_output_size(input, weight, options[:2], options[2:6], options[6:8])
+        if residual.shape != (input.shape[0], weight.shape[0], *size):
+            return None
+    return autograd.conv2d_constant(input, weight, bias, options, _ACTIVATIONS[activation], packed, residual)
 
 
 def conv2d_relu_max_pool2d(

@@ -2,7 +2,7 @@
 
 :func:`fuse` replaces the forward of a *parent* by its trace with the fused calls in it; children stay what they are, so
 that calling one of them, slicing an nn.Sequential or hooking a layer later gives what it always gave. Whether a group
-may be fused is asked at each call (:func:`run_block`): a hook, a parametrization, a replaced child, a BatchNorm in
+may be fused is asked at each call (:mod:`cnnfast.blocks`): a hook, a parametrization, a replaced child, a BatchNorm in
 training or a gradient through it, and the modules run one by one.
 """
 
@@ -10,39 +10,43 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as _nn_module
 
-from . import functional
-from .folding import Folded, folded
-from .nn import Conv2d, MaxPool2d, ReLU, _padded
+from . import blocks, functional
+from .nn import Conv2d
 from .tracing import NotTraceable, trace
 
-__all__ = ["Group", "fuse", "groups", "is_fused", "run_block", "unfuse"]
+__all__ = ["Group", "branches", "fuse", "groups", "is_fused", "unfuse"]
 
-_RELUS = (nn.ReLU, ReLU)
-_MAX_POOLS = (nn.MaxPool2d, MaxPool2d)
-_STAGES: tuple[tuple[type, ...], ...] = ((Conv2d,), (nn.BatchNorm2d,), (*_RELUS, nn.ReLU6), _MAX_POOLS)
 #: Functions that a forward calls in place of a module, and the module's class.
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
     F.relu: nn.ReLU,
     torch.relu: nn.ReLU,
     torch.relu_: nn.ReLU,
     F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
     F.max_pool2d: nn.MaxPool2d,
     torch.max_pool2d: nn.MaxPool2d,
     functional.relu: nn.ReLU,
     functional.max_pool2d: nn.MaxPool2d,
 }
-
-
-#: Methods that some programs replace on the object.
-OVERRIDES = frozenset({"forward", "_conv_forward"})
+#: Functions and methods by which it adds two tensors.
+_SUMS: dict[Any, Callable[..., Tensor]] = {
+    operator.add: operator.add,
+    operator.iadd: operator.iadd,
+    torch.add: torch.add,
+    "add": Tensor.add,
+    "add_": Tensor.add_,
+}
+_IN_PLACE_SUMS = (operator.iadd, Tensor.add_)
 
 
 class Group(NamedTuple):
@@ -59,6 +63,10 @@ class _Fusion:
 
     def __init__(self, module: nn.Module) -> None:
         graphs, self.snapshot = trace(module)
+        inlined = _branches_to_add_to(module, graphs[False])
+        if inlined:
+            graphs, self.snapshot = trace(module, inlined)
+        self.inlined = [name.split(".") for name in inlined]
         found = {mode: _fuse_graph(module, graph) for mode, graph in graphs.items()}
         self.groups = list(dict.fromkeys(found[True] + found[False]))
         if not self.groups:
@@ -112,9 +120,23 @@ def _forward(module: nn.Module, original: Any, args: tuple[Any, ...], kwargs: di
         and all(type(arg) is Tensor for arg in args)
         and len(args) == fusion.inputs
         and fusion.snapshot.fits(module)
+        and not (fusion.inlined and _are_noticed(module, fusion.inlined))
     ):
         return fusion.run[module.training](module, *args)
     return original(module, *args, **kwargs)
+
+
+def _are_noticed(module: nn.Module, inlined: list[list[str]]) -> bool:
+    """Whether somebody could tell that containers are not called, but their children."""
+    if blocks.observes_all():
+        return True
+    for path in inlined:
+        child: Any = module
+        for name in path:
+            child = child._modules[name]
+        if blocks.is_observed(child) or not blocks.is_sequential(child):
+            return True
+    return False
 
 
 def _original(cls: type[nn.Module]) -> type[nn.Module]:
@@ -159,7 +181,7 @@ def fuse(module: nn.Module) -> None:
     Raises:
         NotTraceable: and the module is as it was.
     """
-    if OVERRIDES & vars(module).keys():
+    if blocks.OVERRIDES & vars(module).keys():
         raise NotTraceable("the module has a forward of its own, not its class's")
     if is_fused(module):  # a slice of a fused nn.Sequential
         unfuse(module)
@@ -190,50 +212,142 @@ def check_unfusable(module: nn.Module) -> None:
         )
 
 
+class _Link(NamedTuple):
+    """A node that is a stage of a block, and the module that it calls or that does what its function does."""
+
+    stage: int
+    node: fx.Node
+    module: nn.Module
+
+
 def _fuse_graph(module: nn.Module, graph: fx.Graph) -> list[Group]:
-    """Replaces every group in ``graph`` by one call of :func:`run_block`."""
+    """Replaces every group in ``graph`` by calls of cnnfast.blocks."""
     found = []
     for first in list(graph.nodes):
-        chain = list(_chain(module, first))
-        stages: list[Any] = [None] * len(_STAGES)
-        for stage, _, follower in chain:
-            stages[stage] = follower
-        if len(chain) < 2 or (stages[1] is None and not isinstance(stages[2], _RELUS)):
+        chain = _chain(module, first)
+        if len(chain) < 2:
             continue
-        last = chain[-1][1]
+        last = chain[-1].node
+        with graph.inserting_before(first):
+            stages = [_stage(graph, chain, stage) for stage in range(len(blocks.STAGES))]
+            conv, bn, add, activation, pool = stages
+            if add is not None:
+                before, sum_ = next(pair for pair in itertools.pairwise(chain) if pair[1].stage == blocks.SUM)
+                between = [graph.get_attr(str(node.target)) for node in _between(before.node, sum_.node)]
+                begun = graph.call_function(blocks.begin_block, (first.args[0], conv, bn, *between))
         with graph.inserting_before(last):
-            arguments = []
-            for stage, node, follower in chain:
-                is_module = node.op == "call_module"
-                stages[stage] = graph.get_attr(str(node.target)) if is_module else follower
-            for value in stages:
-                arguments.append(value if value is None or isinstance(value, fx.Node) else _constant(graph, value))
-            fused = graph.call_function(run_block, (first.args[0], *arguments))
+            if add is None:
+                fused = graph.call_function(blocks.run_block, (first.args[0], conv, bn, activation, pool))
+            else:
+                (residual,) = (arg for arg in sum_.node.args if arg is not before.node)
+                fused = graph.call_function(blocks.end_block, (begun, residual, add, activation))
         last.replace_all_uses_with(fused)
-        for _, node, _ in reversed(chain):
-            graph.erase_node(node)
-        found.append(Group(tuple(_name(node) for _, node, _ in chain)))
+        for link in reversed(chain):
+            graph.erase_node(link.node)
+        found.append(Group(tuple("add" if stage == blocks.SUM else _name(node) for stage, node, _ in chain)))
     return found
 
 
-def _chain(module: nn.Module, node: fx.Node) -> Iterator[tuple[int, fx.Node, nn.Module]]:
-    """(stage, node, module) of a convolution and of what directly follows it, each the only use of the one before."""
-    stage = -1
-    while True:
-        follower = _as_module(module, node)
-        stages = [at for at, types_ in enumerate(_STAGES) if at > stage and type(follower) in types_]
-        # A max-pool is fused only behind a ReLU.
-        if follower is None or not stages or (stage < 0) != (stages[0] == 0) or (stages[0] == 3 and stage != 2):
-            return
-        stage = stages[0]
-        yield stage, node, follower
-        # Nothing else may happen between: it could change in place what the convolution reads.
-        following = node.next
-        while following.op == "get_attr":
-            following = following.next
-        if list(node.users) != [following]:
-            return
-        node = following
+def _stage(graph: fx.Graph, chain: list[_Link], stage: int) -> fx.Node | None:
+    """The module of a chain's stage, as a value in the graph."""
+    for at, node, module in chain:
+        if at == stage:
+            return graph.get_attr(str(node.target)) if node.op == "call_module" else _constant(graph, module)
+    return None
+
+
+def _chain(module: nn.Module, node: fx.Node) -> list[_Link]:
+    """A convolution and what directly follows it, each the only use of the one before."""
+    chain: list[_Link] = []
+    follower: fx.Node | None = node
+    while follower is not None and (link := _link(module, follower, chain)) is not None:
+        chain.append(link)
+        follower = _follower(module, link.node)
+    return chain
+
+
+def _link(module: nn.Module, node: fx.Node, chain: list[_Link]) -> _Link | None:
+    """``node`` as the stage that it is behind others; behind none, as a convolution."""
+    called = (_as_sum(node, chain[-1].node) if chain else None) or _as_module(module, node)
+    for stage in range(chain[-1].stage + 1 if chain else 0, len(blocks.STAGES)):
+        if type(called) in blocks.STAGES[stage]:
+            break
+    else:
+        return None
+    if (stage == blocks.CONV) != (not chain):
+        return None
+    # A max-pool is fused only behind a ReLU, and not of a sum.
+    if stage == blocks.POOL and (chain[-1].module.__class__ not in blocks.RELUS or chain[-2].stage == blocks.SUM):
+        return None
+    assert called is not None
+    return _Link(stage, node, called)
+
+
+def _follower(module: nn.Module, node: fx.Node) -> fx.Node | None:
+    """The only use of ``node``, if nothing between could change in place what a convolution reads."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    between = list(_between(node, user))
+    if not between:
+        return user
+    # A residual may be computed meanwhile: what begin_block takes down, end_block runs.
+    computed = _as_sum(user, node) is not None and all(other.op == "call_module" for other in between)
+    return user if computed and all(blocks.changes_nothing(_called(module, other)) for other in between) else None
+
+
+def _between(node: fx.Node, user: fx.Node) -> Iterator[fx.Node]:
+    """What runs after ``node`` and before its user."""
+    while (node := node.next) is not user:
+        if node.op != "get_attr":
+            yield node
+
+
+def _called(module: nn.Module, node: fx.Node) -> nn.Module:
+    return module.get_submodule(str(node.target))
+
+
+def _as_sum(node: fx.Node, before: fx.Node) -> blocks.Sum | None:
+    """The sum of ``before`` and another tensor, which is not written to."""
+    function = _SUMS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if function is None or node.kwargs or len(node.args) != 2 or not all(map(_holds_node, node.args)):
+        return None
+    first, second = node.args
+    if first is second or before not in (first, second) or (second is before and function in _IN_PLACE_SUMS):
+        return None
+    return blocks.Sum(function, swapped=second is before)
+
+
+def branches(module: nn.Module) -> dict[str, list[str]]:
+    """Children that end in a convolution, maybe with BatchNorm, for something to be added to; with the names of all
+    containers that it is in."""
+    found: dict[str, list[str]] = {}
+    child: nn.Module | None
+    for name, child in module.named_children():
+        names = [name]
+        while child is not None and blocks.is_sequential(child) and (children := list(child._modules.items())):
+            types_ = [type(layer) for _, layer in children]
+            if types_[-1] is Conv2d or types_[-2:] == [Conv2d, nn.BatchNorm2d]:
+                found[name] = names
+                break
+            last, child = children[-1]
+            names.append(f"{names[-1]}.{last}")
+    return found
+
+
+def _branches_to_add_to(module: nn.Module, graph: fx.Graph) -> list[str]:
+    """The names of containers that are to be inlined, so that the sum is a stage of their last convolution's block."""
+    inlined: list[str] = []
+    known = branches(module)
+    taken = {link.node for node in graph.nodes for link in _chain(module, node) if link.stage == blocks.SUM}
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target not in known or len(node.args) != 1 or node.kwargs:
+            continue
+        sum_ = _follower(module, node)
+        if sum_ is not None and sum_ not in taken and _as_sum(sum_, node) is not None:
+            taken.add(sum_)
+            inlined += known[node.target]
+    return inlined
 
 
 def _as_module(module: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -241,7 +355,7 @@ def _as_module(module: nn.Module, node: fx.Node) -> nn.Module | None:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return None
     if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
+        called = _called(module, node)
         pooled_indices = isinstance(called, nn.MaxPool2d) and called.return_indices
         return called if len(node.args) == 1 and not node.kwargs and not pooled_indices else None
     options = (*node.args[1:], *node.kwargs.values())
@@ -279,8 +393,7 @@ def _name(node: fx.Node) -> str:
 
 def _constant(graph: fx.Graph, value: nn.Module) -> fx.Node:
     """A module that stands for a function, as a value in the graph: called with nothing, it is there."""
-    value.__dict__["_stands_in"] = True
-    return graph.call_function(_Holder(value))
+    return graph.call_function(_Holder(blocks.stand_in(value)))
 
 
 class _Holder:
@@ -301,80 +414,3 @@ def _function(module: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
     namespace = dict(code.globals)
     exec(compile(code.src, f"<cnnfast: fused forward of {type(module).__name__}>", "exec"), namespace)
     return namespace["forward"]
-
-
-def run_block(
-    input: Tensor, conv: nn.Module, bn: nn.Module | None, activation: nn.Module | None, pool: nn.Module | None
-) -> Tensor:
-    """``pool(activation(bn(conv(input))))`` without those that are None, as one op where nobody could tell."""
-    parameters = _parameters(input, conv, bn, activation, pool)
-    if parameters is None:
-        for module in (conv, bn, activation, pool):
-            if module is not None:
-                # Global hooks never saw a module where there is only a function.
-                input = module.forward(input) if "_stands_in" in module.__dict__ else module(input)
-        return input
-    assert isinstance(conv, Conv2d)
-    weight, bias, packed = parameters
-    input, padding = _padded(conv, input)
-    arguments = (input, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
-    # With a BatchNorm that is folded, no gradient is wanted.
-    if bn is not None and pool is None and (name := _name_of(activation)) is not None:
-        output = functional.conv2d_constant(*arguments, name, packed)
-        if output is not None:
-            return output
-    if type(activation) not in _RELUS:
-        output = functional.conv2d(*arguments)
-        output = output if activation is None else activation(output)
-        return output if pool is None else pool(output)
-    if pool is None:
-        return functional.conv2d_relu(*arguments)
-    assert isinstance(pool, nn.MaxPool2d)
-    return functional.conv2d_relu_max_pool2d(
-        *arguments,
-        pool_kernel_size=pool.kernel_size,
-        pool_stride=pool.stride,
-        pool_padding=pool.padding,
-        pool_dilation=pool.dilation,
-        ceil_mode=pool.ceil_mode,
-    )
-
-
-def _name_of(activation: nn.Module | None) -> Literal["none", "relu", "relu6"] | None:
-    """What functional.conv2d_constant calls it; None for another."""
-    if activation is None:
-        return "none"
-    if isinstance(activation, nn.ReLU6):
-        return "relu6" if (activation.min_val, activation.max_val) == (0, 6) else None
-    return "relu" if type(activation) in _RELUS else None
-
-
-def _parameters(input: Tensor, *modules: nn.Module | None) -> Folded | None:
-    """Weight and bias with which one convolution does what the modules do; None where somebody could tell."""
-    if (
-        _nn_module._global_forward_hooks
-        or _nn_module._global_forward_pre_hooks
-        or _nn_module._global_backward_hooks
-        or _nn_module._global_backward_pre_hooks
-    ):
-        return None
-    for module, known in zip(modules, _STAGES, strict=True):
-        if module is not None and not (type(module) in known and _unobserved(module)):
-            return None
-    conv, bn, _, _ = modules
-    assert isinstance(conv, Conv2d)
-    if bn is None:
-        return Folded(conv.weight, conv.bias, None)
-    assert isinstance(bn, nn.BatchNorm2d)
-    return folded(input, conv, bn)
-
-
-def _unobserved(module: nn.Module) -> bool:
-    own = module.__dict__
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or not OVERRIDES.isdisjoint(own)
-    )

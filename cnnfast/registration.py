@@ -163,13 +163,13 @@ def _augment(
 
 _FAKE: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
-    "conv2d_forward": lambda input, weight, bias, options, activation: _conv2d(
+    "conv2d_forward": lambda input, weight, bias, options, activation, residual=None: _conv2d(
         input, weight, bias, *public_options("conv2d", options)
     ),
-    "conv2d_chosen_forward": lambda input, weight, bias, options, activation, algorithm: _conv2d(
+    "conv2d_chosen_forward": lambda input, weight, bias, options, activation, residual, algorithm: _conv2d(
         input, weight, bias, *public_options("conv2d", options)
     ),
-    "conv2d_packed_forward": lambda input, weight, bias, packed, options, activation: _conv2d(
+    "conv2d_packed_forward": lambda input, weight, bias, packed, options, activation, residual=None: _conv2d(
         input, weight, bias, *public_options("conv2d", options)
     ),
     "conv2d_relu": _conv2d,

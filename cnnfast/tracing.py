@@ -15,7 +15,7 @@ import inspect
 import math
 import operator
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -111,8 +111,9 @@ def _members(module: nn.Module) -> list[str]:
     return names
 
 
-def trace(module: nn.Module) -> tuple[dict[bool, fx.Graph], Snapshot]:
-    """The graphs of ``module.forward`` in training (True) and in evaluation (False), every module call a leaf.
+def trace(module: nn.Module, inlined: Collection[str] = ()) -> tuple[dict[bool, fx.Graph], Snapshot]:
+    """The graphs of ``module.forward`` in training (True) and in evaluation (False), every module call a leaf but those
+    of ``inlined`` containers.
 
     fx changes nn.Module for the time of a trace: no other thread may run one meanwhile.
 
@@ -126,7 +127,7 @@ def trace(module: nn.Module) -> tuple[dict[bool, fx.Graph], Snapshot]:
         for mode in (True, False):
             # Not module.train(mode), which would set the children too and call methods that users override.
             module.training = mode
-            graphs[mode] = _Tracer().trace(module)
+            graphs[mode] = _Tracer(inlined).trace(module)
     except Exception as error:  # Whatever a forward may raise when it meets a proxy.
         raise NotTraceable(f"forward does not trace ({type(error).__name__}: {error})".splitlines()[0]) from error
     finally:
@@ -149,8 +150,12 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else their values, dtypes and devices would be constants
 
+    def __init__(self, inlined: Collection[str]) -> None:
+        super().__init__()
+        self.inlined = inlined
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return module_qualified_name not in self.inlined
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -7,6 +7,7 @@ that of the table (tuning_cache.py).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,19 +28,33 @@ _explain_conv2d = function("explain_conv2d")
 #: Names beside those of our algorithms: our kernels as the planner chooses them, torch's own op, and torch's op for one
 #: of two gradients.
 PLANNED, TORCH, TORCH_FOR_INPUT, TORCH_FOR_WEIGHT = "planned", "torch", "torch_for_input", "torch_for_weight"
-_RELU, _RELU6 = 1, 2  # csrc/common/activation.h
+_RELU = 1
+#: By number (csrc/common/activation.h), in place.
+_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x,
+    F.relu_,
+    lambda x: F.relu6(x, inplace=True),
+    lambda x: F.silu(x, inplace=True),
+    lambda x: F.hardswish(x, inplace=True),
+)
 
 Ints = tuple[Any, ...]
 Grads = tuple[Tensor | None, ...]
 
 
 def conv2d_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, options: Ints, activation: int, kept: Tensor | None = None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Ints,
+    activation: int,
+    kept: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The convolution, then the activation; ``kept`` is the weight as conv2d_pack_weight has packed it, or empty."""
+    """An activation of convolution + residual; ``kept`` is the weight as conv2d_pack_weight has packed it, or empty."""
     if kept is not None and kept.numel() == 0:
         kept = None
-    arguments = (input, weight, bias, options, activation, kept)
+    arguments = (input, weight, bias, options, activation, kept, residual)
     if not _applies(input):
         return _forward_by(PLANNED, *arguments)
     key = forward_key(*arguments)
@@ -91,9 +106,16 @@ def algorithm_of(choice: Choice, name: str) -> str | None:
 
 
 def forward_key(
-    input: Tensor, weight: Tensor, bias: Tensor | None, options: Ints, activation: int, kept: Tensor | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Ints,
+    activation: int,
+    kept: Tensor | None,
+    residual: Tensor | None = None,
 ) -> Key:
-    tensors = ((input.shape, input.stride()), (weight.shape, weight.stride()))
+    read = (input, weight) if residual is None else (input, weight, residual)
+    tensors = tuple((tensor.shape, tensor.stride()) for tensor in read)
     variant = (activation, bias is not None, kept is not None)
     return ("conv2d_forward", tensors, options, variant, input.dtype, torch.get_num_threads())
 
@@ -128,7 +150,13 @@ def _allowed(choice: Choice) -> str:
 
 
 def _candidates(
-    input: Tensor, weight: Tensor, bias: Tensor | None, options: Ints, activation: int, kept: Tensor | None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Ints,
+    activation: int,
+    kept: Tensor | None,
+    residual: Tensor | None,
 ) -> list[str]:
     found = json.loads(_explain_conv2d(input, weight, options, False))
     # Where there are packed weights, the planner takes them.
@@ -145,17 +173,18 @@ def _forward_by(
     options: Ints,
     activation: int,
     kept: Tensor | None,
+    residual: Tensor | None,
 ) -> Tensor:
     if algorithm == TORCH:
         output = aten.conv2d(input, weight, bias, options[:2], options[2:6], options[6:8], options[8])
-        if activation == _RELU:
-            output = F.relu(output, inplace=True)
-        return F.relu6(output, inplace=True) if activation == _RELU6 else output
+        if residual is not None:
+            output += residual
+        return _ACTIVATIONS[activation](output)
     if kept is not None and algorithm in (PLANNED, "implicit_gemm"):
-        return _conv2d_packed_forward(input, weight, bias, kept, options, activation)
+        return _conv2d_packed_forward(input, weight, bias, kept, options, activation, residual)
     if algorithm == PLANNED:
-        return _conv2d_forward(input, weight, bias, options, activation)
-    return _conv2d_chosen_forward(input, weight, bias, options, activation, algorithm)
+        return _conv2d_forward(input, weight, bias, options, activation, residual)
+    return _conv2d_chosen_forward(input, weight, bias, options, activation, residual, algorithm)
 
 
 def _backward_by(

@@ -13,18 +13,20 @@
 #include "namespace.h"
 
 CNNFAST_LIBRARY(m) {
-  // activation: csrc/common/activation.h
-  m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation) -> Tensor");
+  // activation: csrc/common/activation.h, of the sum with residual, a tensor of the output's shape
+  m.def(
+      "conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation, "
+      "Tensor? residual=None) -> Tensor");
   // By the algorithm of that name where it takes the shape, else as conv2d_forward; on the CPU.
   m.def(
-      "conv2d_chosen_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation, str algorithm) "
-      "-> Tensor");
+      "conv2d_chosen_forward(Tensor input, Tensor weight, Tensor? bias, int[] options, int activation, "
+      "Tensor? residual, str algorithm) -> Tensor");
   // `packed` is what conv2d_pack_weight has made of the weight for an input of the same size and layout; what was made
   // for another is not used. It is empty where that gains nothing.
   m.def("conv2d_pack_weight(Tensor input, Tensor weight, int[] options) -> Tensor");
   m.def(
-      "conv2d_packed_forward(Tensor input, Tensor weight, Tensor? bias, Tensor packed, int[] options, int activation) "
-      "-> Tensor");
+      "conv2d_packed_forward(Tensor input, Tensor weight, Tensor? bias, Tensor packed, int[] options, int activation, "
+      "Tensor? residual=None) -> Tensor");
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] options, bool[] output_mask) "
       "-> (Tensor, Tensor, Tensor)");

@@ -186,6 +186,29 @@ def test_folded_layers_of_packed_weights(
     assert choices() == [algorithm if algorithm in seen else "implicit_gemm"]
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.bn(self.conv(x)) + x)
+
+
+@pytest.mark.parametrize("algorithm", (*OWN, "torch"))
+def test_what_follows_a_folded_layer(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(2, 16, 20, 21)
+    ours = cnnfast.convert(model)
+    choosing(monkeypatch, algorithm, seen := [])
+    with torch.inference_mode(), cnnfast.autotune():
+        for _ in range(2):
+            torch.testing.assert_close(ours(x), model(x), rtol=1e-4, atol=1e-4)
+    assert choices() == [algorithm if algorithm in seen else seen[0]]
+    ((_, tensors, *_),) = tuning.table
+    assert len(tensors) == 3  # the residual's layout, too
+
+
 def test_not_finite_winograd_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, x = conv_and_input()
     x[0, 3, 4, 5] = torch.inf

@@ -45,7 +45,7 @@ def test_errors(arguments: dict[str, Any], message: str) -> None:
 def test_op_names_its_algorithms() -> None:
     x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
     with pytest.raises(RuntimeError, match="conv2d_chosen_forward: algorithm must be winograd, direct, .*=fft"):
-        torch.ops.cnnfast.conv2d_chosen_forward(x, weight, None, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], 0, "fft")
+        torch.ops.cnnfast.conv2d_chosen_forward(x, weight, None, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], 0, None, "fft")
 
 
 def test_info_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

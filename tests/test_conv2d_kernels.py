@@ -206,8 +206,8 @@ def test_images_copied_in_parts() -> None:
 
 def test_activation_is_checked() -> None:
     input, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1)
-    with pytest.raises(RuntimeError, match="conv2d_forward: activation must be 0 .* but got activation=3"):
-        ops.conv2d_forward(input, weight, None, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], 3)
+    with pytest.raises(RuntimeError, match="conv2d_forward: activation must be 0 .* but got activation=5"):
+        ops.conv2d_forward(input, weight, None, [1, 1, 0, 0, 0, 0, 1, 1, 1, 0], 5)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -232,7 +232,7 @@ def _block(cls: type[Block]) -> Block:
 @pytest.mark.parametrize(
     ("cls", "groups"),
     [
-        (Block, ["conv1 + bn1 + relu"]),
+        (Block, ["conv1 + bn1 + relu", "conv2 + add + relu"]),
         (Branches, []),
         (Functional, ["conv1 + relu + max_pool2d", "conv2 + relu"]),
         (WithIndices, ["conv1 + relu"]),

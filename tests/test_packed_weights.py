@@ -41,7 +41,7 @@ def test_gives_the_same_bits(name: str, memory_format: torch.memory_format, isa:
     x, weight, bias, options = _layer(name, memory_format)
     packed = ops.conv2d_pack_weight(x, weight, options)
     assert packed.numel() > weight.numel()
-    for activation in range(3):
+    for activation in range(5):
         expected = ops.conv2d_forward(x, weight, bias, options, activation)
         # What the weight says by now is of no interest.
         actual = ops.conv2d_packed_forward(x, torch.full_like(weight, torch.nan), bias, packed, options, activation)
@@ -90,8 +90,8 @@ def test_errors() -> None:
     packed = ops.conv2d_pack_weight(x, weight, options)
     with pytest.raises(RuntimeError, match=r"input and packed must be float32, but got input.dtype=.*packed.dtype="):
         ops.conv2d_packed_forward(x, weight, bias, packed.double(), options, 0)
-    with pytest.raises(RuntimeError, match=r"activation must be 0 .* but got activation=3"):
-        ops.conv2d_packed_forward(x, weight, bias, packed, options, 3)
+    with pytest.raises(RuntimeError, match=r"activation must be 0 .* but got activation=5"):
+        ops.conv2d_packed_forward(x, weight, bias, packed, options, 5)
 
 
 def test_one_packing_is_kept_for_all_sizes() -> None:

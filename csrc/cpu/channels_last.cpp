@@ -27,10 +27,12 @@ void copy_from_planes(const PlanesSize& size, View<const float> planes, float* c
   });
 }
 
-void copy_to_planes(const PlanesSize& size, const float* channels_last, View<float> planes) {
+void copy_to_planes(const PlanesSize& size, const float* channels_last, View<float> planes,
+                    const Epilogue<float>& epilogue) {
   for_each_block(size, [&](int64_t n, int64_t first, int64_t count, int64_t offset) {
-    cpu_kernels().channels_last.to_planes(channels_last + offset, size.C, count, planes.at(n, 0, 0, 0) + first,
-                                          planes.stride.c);
+    const int64_t to = n * planes.stride.n + first;
+    cpu_kernels().channels_last.to_planes(channels_last + offset, size.C, count, planes.data + to, planes.stride.c,
+                                          epilogue.from(to));
   });
 }
 

@@ -4,14 +4,17 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/shape.h"
 
 namespace cnnfast {
 
 struct ChannelsLastKernels {
-  // to[pixel][channel] = from[channel][pixel], and back: planes `plane` elements apart, the other dense.
+  // to[pixel][channel] = from[channel][pixel], and back, through the epilogue of what begins at `to`: planes `plane`
+  // elements apart, the other dense.
   void (*from_planes)(const float* from, int64_t plane, int64_t channels, int64_t pixels, float* to);
-  void (*to_planes)(const float* from, int64_t channels, int64_t pixels, float* to, int64_t plane);
+  void (*to_planes)(const float* from, int64_t channels, int64_t pixels, float* to, int64_t plane,
+                    const Epilogue<float>& epilogue);
 };
 
 // The size of a tensor of planes, [N, C, H, W].
@@ -23,6 +26,7 @@ struct PlanesSize {
 };
 
 void copy_from_planes(const PlanesSize& size, View<const float> planes, float* channels_last);
-void copy_to_planes(const PlanesSize& size, const float* channels_last, View<float> planes);
+void copy_to_planes(const PlanesSize& size, const float* channels_last, View<float> planes,
+                    const Epilogue<float>& epilogue);
 
 }  // namespace cnnfast

@@ -25,29 +25,30 @@ class Guard<ChosenCpu<kAlgorithm>> {
 // What it does not take, or not with a finite result, is the planner's.
 template <class T, Conv2dAlgorithm kAlgorithm>
 void conv2d_forward(ChosenCpu<kAlgorithm>, const Conv2dShape& s, View<const T> input, View<const T> weight,
-                    const T* bias, Activation activation, View<T> output) {
+                    const T* bias, const Epilogue<T>& epilogue, View<T> output) {
   if constexpr (std::is_same_v<T, float> && kAlgorithm == Conv2dAlgorithm::winograd) {
-    if (winograd_conv2d_forward(s, input, weight, bias, activation, 1, output, WinogradRival::none)) return;
+    if (winograd_conv2d_forward(s, input, weight, bias, epilogue, 1, output, WinogradRival::none)) return;
   } else if constexpr (std::is_same_v<T, float> && kAlgorithm == Conv2dAlgorithm::direct) {
-    if (direct_conv2d_forward(s, input, weight, bias, activation, output)) return;
+    if (direct_conv2d_forward(s, input, weight, bias, epilogue, output)) return;
   } else if constexpr (kAlgorithm == Conv2dAlgorithm::depthwise) {
-    if (depthwise_conv2d_forward<T>(s, input, weight, bias, activation, output)) return;
+    if (depthwise_conv2d_forward<T>(s, input, weight, bias, epilogue, output)) return;
   } else if constexpr (kAlgorithm == Conv2dAlgorithm::implicit_gemm) {
-    return implicit_gemm_forward<T>(s, input, weight, bias, activation, output);
+    return implicit_gemm_forward<T>(s, input, weight, bias, epilogue, output);
   }
-  conv2d_forward(Cpu{}, s, input, weight, bias, activation, output);
+  conv2d_forward(Cpu{}, s, input, weight, bias, epilogue, output);
 }
 
 namespace {
 
 Tensor chosen_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const IntList& options, int64_t activation, std::string algorithm) {
+                      const IntList& options, int64_t activation, const std::optional<Tensor>& residual,
+                      std::string algorithm) {
   constexpr const char* kOp = "conv2d_chosen_forward";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
-  check_activation<Cpu>(kOp, activation);
+  check_epilogue<Cpu>(kOp, activation, residual);
   const auto run = [&](auto device) {
     return conv2d_forward_as<decltype(device)>(input, weight, bias, conv2d_options(options),
-                                               static_cast<Activation>(activation));
+                                               static_cast<Activation>(activation), residual);
   };
   if (algorithm == "winograd") return run(ChosenCpu<Conv2dAlgorithm::winograd>{});
   if (algorithm == "direct") return run(ChosenCpu<Conv2dAlgorithm::direct>{});

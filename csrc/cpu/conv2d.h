@@ -53,7 +53,7 @@ struct Conv2dKernels {
                       int64_t index);
   // Computes one task's part of output (whose view is over the G * M channels and the [i, j] grid). bias may be null.
   void (*gather)(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Sum* packed, const T* bias,
-                 Activation activation, View<T> output, void* scratch, int64_t task);
+                 const Epilogue<T>& epilogue, View<T> output, void* scratch, int64_t task);
 
   WeightGradPlan (*weight_grad_plan)(const GatherConv& forward, const Strides& input);
   // Sums one slice of one block (task = slice * blocks + block) into partial[task * block_size ...).

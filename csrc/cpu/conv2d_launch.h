@@ -11,13 +11,13 @@ namespace cnnfast {
 
 template <class T>
 void conv2d_forward(Cpu, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
-                    Activation activation, View<T> output) {
+                    const Epilogue<T>& epilogue, View<T> output) {
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Compute<T>) == sizeof(T)) {
-    if (winograd_conv2d_forward(s, input, weight, bias, activation, 1, output)) return;
-    if (direct_conv2d_forward(s, input, weight, bias, activation, output)) return;
+    if (winograd_conv2d_forward(s, input, weight, bias, epilogue, 1, output)) return;
+    if (direct_conv2d_forward(s, input, weight, bias, epilogue, output)) return;
   }
-  if (depthwise_conv2d_forward<T>(s, input, weight, bias, activation, output)) return;
-  implicit_gemm_forward<T>(s, input, weight, bias, activation, output);
+  if (depthwise_conv2d_forward<T>(s, input, weight, bias, epilogue, output)) return;
+  implicit_gemm_forward<T>(s, input, weight, bias, epilogue, output);
 }
 
 // What is null is not wanted; `output` is null without ReLU. False if it is for relu_backward and conv2d_backward.

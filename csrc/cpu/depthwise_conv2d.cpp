@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source, View<const T> weight, const T* bias,
-            Activation activation, View<T> output) {
+            const Epilogue<T>& epilogue, View<T> output) {
   using A = Compute<T>;
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
@@ -18,7 +18,7 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
   Workspace workspace(Workspace::needed<A>(plan.packed_weight));
   A* packed = workspace.take<A>(plan.packed_weight);
   kernels.pack_weight(shape, input_gradient, weight, bias, packed);
-  const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, activation, output};
+  const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, epilogue, output};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels.gather(job, task, scratch.take<char>(plan.workspace_bytes));
@@ -30,14 +30,14 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
 
 template <class T>
 bool depthwise_conv2d_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                              Activation activation, View<T> output) {
-  return gather(shape, false, input, weight, bias, activation, output);
+                              const Epilogue<T>& epilogue, View<T> output) {
+  return gather(shape, false, input, weight, bias, epilogue, output);
 }
 
 template <class T>
 bool depthwise_conv2d_backward_input(const Conv2dShape& shape, View<const T> grad_output, View<const T> weight,
                                      const T* bias, View<T> grad_input) {
-  return gather(shape, true, grad_output, weight, bias, Activation::none, grad_input);
+  return gather<T>(shape, true, grad_output, weight, bias, Activation::none, grad_input);
 }
 
 template <class T>
@@ -65,8 +65,8 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
 }
 
 #define CNNFAST_INSTANTIATE(T)                                                                                        \
-  template bool depthwise_conv2d_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, Activation,      \
-                                         View<T>);                                                                    \
+  template bool depthwise_conv2d_forward(const Conv2dShape&, View<const T>, View<const T>, const T*,                  \
+                                         const Epilogue<T>&, View<T>);                                                \
   template bool depthwise_conv2d_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>); \
   template bool depthwise_conv2d_backward(const Conv2dShape&, View<const T>, View<const T>, View<const T>,            \
                                           View<const T>, View<T>, View<T>, T*);

@@ -31,7 +31,7 @@ struct DepthwiseGather {
   bool input_gradient;
   View<const T> source;
   const Compute<T>* packed_weight;
-  Activation activation;
+  Epilogue<T> epilogue;
   View<T> output;
 };
 
@@ -67,7 +67,7 @@ struct DepthwiseKernels {
 // The launchers. False, with nothing done, if the algorithm does not take this shape.
 template <class T>
 bool depthwise_conv2d_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                              Activation activation, View<T> output);
+                              const Epilogue<T>& epilogue, View<T> output);
 
 // Also the forward pass of the transposed convolution, whose bias [C] may be null.
 template <class T>

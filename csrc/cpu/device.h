@@ -6,8 +6,9 @@
 namespace cnnfast {
 
 struct Cpu {
-  static constexpr Activation kLastActivation = Activation::relu6;  // that convolution fuses
-  static constexpr bool kWidens = true;                             // see ops/widened.h
+  static constexpr Activation kLastActivation = Activation::hardswish;  // that convolution fuses
+  static constexpr bool kAddsResidual = true;
+  static constexpr bool kWidens = true;  // see ops/widened.h
 };
 
 }  // namespace cnnfast

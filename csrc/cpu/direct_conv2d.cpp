@@ -72,14 +72,14 @@ bool direct_conv2d_takes_backward_weight(const Conv2dShape& shape) {
 }
 
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                           const float* bias, Activation activation, View<float> output) {
+                           const float* bias, const Epilogue<float>& epilogue, View<float> output) {
   DirectConv2dPlan plan;
   const DirectConv2dKernels* kernels = plan_forward(shape, output.stride, &plan);
   if (kernels == nullptr) return false;
   Workspace workspace(Workspace::needed<float>(plan.packed_weight));
   float* packed = workspace.take<float>(plan.packed_weight);
   kernels->pack_weight(shape, weight, bias, packed);
-  const DirectConv2d job{shape, plan, input, output, packed, activation};
+  const DirectConv2d job{shape, plan, input, output, packed, epilogue};
   parallel_tasks(shape.N * plan.bands, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
     kernels->forward(job, task / plan.bands, task % plan.bands, scratch.take<char>(plan.workspace_bytes));

@@ -25,7 +25,7 @@ struct DirectConv2d {
   View<const float> input;
   View<float> output;  // stride.w must be 1, unless vectorised over channels
   const float* packed_weight;
-  Activation activation;
+  Epilogue<float> epilogue;
 };
 
 // A task is a slice of the (image, band of rows) pairs, in order.
@@ -72,7 +72,7 @@ bool direct_conv2d_takes_backward_weight(const Conv2dShape& shape);
 
 // The launcher. False, with nothing done, if the algorithm does not take this shape or layout.
 bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                           const float* bias, Activation activation, View<float> output);
+                           const float* bias, const Epilogue<float>& epilogue, View<float> output);
 
 // grad_input, grad_weight and grad_bias are null where not wanted; `output` is null without ReLU.
 bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,

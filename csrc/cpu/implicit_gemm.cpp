@@ -54,17 +54,18 @@ class GatherCall {
   int64_t packed_weight() const { return packed_; }
   PackedHeader header() const { return header_of(gathers_[0].conv, gathers_[0].plan); }
 
-  void run(GatherWeight<const T> weight, const T* bias, Activation activation, const float* kept = nullptr) const {
+  void run(GatherWeight<const T> weight, const T* bias, const Epilogue<T>& epilogue,
+           const float* kept = nullptr) const {
     if (tasks_ == 0) return;
     if constexpr (std::is_same_v<T, float>) {
       const PackedHeader header = this->header();
       if (kept != nullptr && std::memcmp(kept, &header, sizeof header) == 0)
-        return gather(kept + kHeaderFloats, bias, activation);
+        return gather(kept + kHeaderFloats, bias, epilogue);
     }
     Workspace workspace(Workspace::needed<Compute<T>>(packed_));
     Compute<T>* packed = workspace.take<Compute<T>>(packed_);
     pack(weight, packed);
-    gather(packed, bias, activation);
+    gather(packed, bias, epilogue);
   }
 
   void pack(GatherWeight<const T> weight, Compute<T>* packed) const {
@@ -79,12 +80,12 @@ class GatherCall {
   }
 
  private:
-  void gather(const Compute<T>* packed, const T* bias, Activation activation) const {
+  void gather(const Compute<T>* packed, const T* bias, const Epilogue<T>& epilogue) const {
     const Conv2dKernels<T>& kernels = cpu_kernels().of<T>().conv2d;
     parallel_tasks(tasks_, [&](int64_t i) {
       const Gather<T>& g = at(i, &Gather<T>::first_task);
       Workspace scratch(Workspace::needed<char>(static_cast<int64_t>(scratch_)));
-      kernels.gather(g.conv, g.plan, source_, packed + g.packed, bias, activation, g.output,
+      kernels.gather(g.conv, g.plan, source_, packed + g.packed, bias, epilogue, g.output,
                      scratch.take<char>(static_cast<int64_t>(scratch_)), i - g.first_task);
     });
   }
@@ -127,9 +128,10 @@ bool pays_to_copy(const Conv2dShape& s, const Strides& input, const Strides& out
          s.C * s.R * s.S * y.elements() >= kProducts * elements;
 }
 
-// Calls run(shape, channels_last source, channels_last result) for some images at a time.
+// Calls run(shape, channels_last source, channels_last result) for some images at a time; `epilogue` is what the
+// results go through on their way back.
 void through_channels_last(const Conv2dShape& s, PlanesSize from, View<const float> source, PlanesSize to,
-                           View<float> result, const auto& run) {
+                           View<float> result, const Epilogue<float>& epilogue, const auto& run) {
   const int64_t per_image = (from.elements() + to.elements()) / s.N;
   const int64_t images = even_part(s.N, max(kCopiedElements / per_image, int64_t{1}));
   for (int64_t n = 0; n < s.N; n += images) {
@@ -140,7 +142,7 @@ void through_channels_last(const Conv2dShape& s, PlanesSize from, View<const flo
     float* y = workspace.take<float>(to.elements());
     copy_from_planes(from, {source.at(n, 0, 0, 0), source.stride}, x);
     run(part, View<const float>{x, from.channels_last()}, View<float>{y, to.channels_last()});
-    copy_to_planes(to, y, {result.at(n, 0, 0, 0), result.stride});
+    copy_to_planes(to, y, {result.at(n, 0, 0, 0), result.stride}, epilogue.from(n * result.stride.n));
   }
 }
 
@@ -162,18 +164,21 @@ GatherCall<float> forward_call(const Conv2dShape& s, const Strides& input, const
 
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           Activation activation, View<T> output, const float* kept) {
+                           const Epilogue<T>& epilogue, View<T> output, const float* kept) {
   if constexpr (std::is_same_v<T, float>) {
     if (pays_to_copy(shape, input.stride, output.stride)) {
-      return through_channels_last(shape, input_size(shape), input, output_size(shape), output,
-                                   [&](const Conv2dShape& part, View<const float> x, View<float> y) {
-                                     implicit_gemm_forward<T>(part, x, weight, bias, activation, y, kept);
-                                   });
+      // A residual is in planes, as the output; without one, the copies are finished.
+      const bool later = epilogue.residual != nullptr;
+      return through_channels_last(
+          shape, input_size(shape), input, output_size(shape), output, later ? epilogue : Activation::none,
+          [&](const Conv2dShape& part, View<const float> x, View<float> y) {
+            implicit_gemm_forward<T>(part, x, weight, bias, later ? Activation::none : epilogue.activation, y, kept);
+          });
     }
   }
   GatherCall<T> call(input);
   call.add(forward_gather(shape), output);
-  call.run(forward_weight(shape, weight), bias, activation, kept);
+  call.run(forward_weight(shape, weight), bias, epilogue, kept);
 }
 
 int64_t implicit_gemm_packed_floats(const Conv2dShape& shape, const Strides& input, const Strides& output) {
@@ -195,7 +200,7 @@ void implicit_gemm_backward_input(const Conv2dShape& shape, View<const T> grad_o
   if constexpr (std::is_same_v<T, float>) {
     if (pays_to_copy(shape, grad_input.stride, grad_output.stride)) {
       return through_channels_last(shape, output_size(shape), grad_output, input_size(shape), grad_input,
-                                   [&](const Conv2dShape& part, View<const float> y, View<float> x) {
+                                   Activation::none, [&](const Conv2dShape& part, View<const float> y, View<float> x) {
                                      implicit_gemm_backward_input<T>(part, y, weight, bias, x);
                                    });
     }
@@ -254,11 +259,11 @@ void sum_over_pixels(int64_t N, int64_t K, int64_t P, int64_t Q, View<const T> g
   }
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                         \
-  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, Activation, View<T>, \
-                                      const float*);                                                                   \
-  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);     \
-  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);              \
+#define CNNFAST_INSTANTIATE(T)                                                                                        \
+  template void implicit_gemm_forward(const Conv2dShape&, View<const T>, View<const T>, const T*, const Epilogue<T>&, \
+                                      View<T>, const float*);                                                         \
+  template void implicit_gemm_backward_input(const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);    \
+  template void implicit_gemm_backward_weight(const Conv2dShape&, View<const T>, View<const T>, View<T>);             \
   template void sum_over_pixels(int64_t, int64_t, int64_t, int64_t, View<const T>, T*);
 CNNFAST_INSTANTIATE(float)
 CNNFAST_INSTANTIATE(double)

@@ -12,7 +12,7 @@ namespace cnnfast {
 // fit is not used. Null: there are none.
 template <class T>
 void implicit_gemm_forward(const Conv2dShape& shape, View<const T> input, View<const T> weight, const T* bias,
-                           Activation activation, View<T> output, const float* kept = nullptr);
+                           const Epilogue<T>& epilogue, View<T> output, const float* kept = nullptr);
 
 // Packs weights for many calls; into as many floats, which are aligned as registers are.
 int64_t implicit_gemm_packed_floats(const Conv2dShape& shape, const Strides& input, const Strides& output);

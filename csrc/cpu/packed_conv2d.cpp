@@ -37,10 +37,11 @@ Tensor pack_weight(const Tensor& input, const Tensor& weight, const IntList& opt
 }
 
 Tensor packed_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const Tensor& packed, const IntList& options, int64_t activation) {
+                      const Tensor& packed, const IntList& options, int64_t activation,
+                      const std::optional<Tensor>& residual) {
   constexpr const char* kOp = "conv2d_packed_forward";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
-  check_activation<Cpu>(kOp, activation);
+  check_epilogue<Cpu>(kOp, activation, residual);
   const Conv2dShape s = conv2d_shape(kOp, input, weight, bias, conv2d_options(options));
   CNNFAST_CHECK(input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float, kOp,
                 ": input and packed must be float32, but got input.dtype=", input.scalar_type(),
@@ -49,8 +50,9 @@ Tensor packed_forward(const Tensor& input, const Tensor& weight, const std::opti
   const View<const float> x = view_of<const float>(input), w = view_of<const float>(weight);
   const View<float> y = view_of<float>(output);
   const bool fits = packed.numel() == implicit_gemm_packed_floats(s, x.stride, y.stride);
-  const std::optional<Tensor> dense_bias = dense(bias);
-  implicit_gemm_forward(s, x, w, bias_data<float>(dense_bias), static_cast<Activation>(activation), y,
+  const std::optional<Tensor> dense_bias = dense(bias), added = residual_for(kOp, residual, output);
+  implicit_gemm_forward(s, x, w, bias_data<float>(dense_bias),
+                        epilogue_of<float>(static_cast<Activation>(activation), added), y,
                         fits ? data_of<const float>(packed) : nullptr);
   return output;
 }

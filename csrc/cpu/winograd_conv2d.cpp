@@ -36,8 +36,8 @@ bool run_tasks(const WinogradPlan& plan, const auto& task) {
 
 // One convolution per group.
 bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float> source,
-                     const GatherWeight<const float>& weight, const float* bias, Activation activation, int pool,
-                     View<float> output) {
+                     const GatherWeight<const float>& weight, const float* bias, const Epilogue<float>& epilogue,
+                     int pool, View<float> output) {
   const WinogradConv2dKernels& kernels = cpu_kernels().winograd_conv2d;
   WinogradPlan plan;
   if (!kernels.plan(conv, thread_count(), &plan)) return false;
@@ -45,7 +45,8 @@ bool winograd_conv2d(int64_t groups, const WinogradConv& conv, View<const float>
   float* packed = workspace.take<float>(plan.shared_floats);
   bool finite = true;
   for (int64_t g = 0; g < groups && finite; ++g) {
-    WinogradJob job{conv, plan, source, weight, packed, bias, activation, pool, output};
+    WinogradJob job{conv, plan,  source, weight, packed, bias, epilogue.from(g * conv.K * output.stride.c),
+                    pool, output};
     job.source.data += g * conv.C * source.stride.c;
     job.output.data += g * conv.K * output.stride.c;
     job.weight.data += g * weight.group;
@@ -97,11 +98,11 @@ bool winograd_takes_backward_weight(const Conv2dShape& s, const Strides& grad_we
 }
 
 bool winograd_conv2d_forward(const Conv2dShape& s, View<const float> input, View<const float> weight, const float* bias,
-                             Activation activation, int pool, View<float> output, WinogradRival rival) {
+                             const Epilogue<float>& epilogue, int pool, View<float> output, WinogradRival rival) {
   if (!is_winograd(s)) return false;
   const Strides& w = weight.stride;
   const WinogradConv conv = forward_of(s, w, rival);
-  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, activation, pool,
+  return winograd_conv2d(s.G, conv, input, {weight.data, conv.K * w.n, w.n, w.c, w.h, w.w}, bias, epilogue, pool,
                          output);
 }
 

@@ -52,7 +52,7 @@ struct WinogradJob {
   GatherWeight<const float> weight;
   const float* packed_weight;
   const float* bias;  // [K], may be null
-  Activation activation;
+  Epilogue<float> epilogue;
   int pool;  // 1, or kWinogradPool: the output is max-pooled, in windows of that side and stride
   View<float> output;
 };
@@ -92,7 +92,7 @@ bool winograd_takes_backward_weight(const Conv2dShape& shape, const Strides& gra
 // The launchers. False if winograd is not the algorithm for this shape, or a result is not finite (and then not right).
 // `output` is [N, K, P / pool, Q / pool].
 bool winograd_conv2d_forward(const Conv2dShape& shape, View<const float> input, View<const float> weight,
-                             const float* bias, Activation activation, int pool, View<float> output,
+                             const float* bias, const Epilogue<float>& epilogue, int pool, View<float> output,
                              WinogradRival rival = WinogradRival::sums);
 bool winograd_conv2d_backward_input(const Conv2dShape& shape, View<const float> grad_output, View<const float> weight,
                                     const float* bias, View<float> grad_input);

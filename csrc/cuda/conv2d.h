@@ -6,10 +6,10 @@
 
 namespace cnnfast {
 
-// bias [K] may be null.
+// bias [K] may be null; there is no residual.
 template <class T>
 void conv2d_forward(Cuda, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
-                    Activation activation, View<T> output);
+                    const Epilogue<T>& epilogue, View<T> output);
 
 // All gradients in one pass where there is a kernel for that: none yet.
 template <class T>

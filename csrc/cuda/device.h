@@ -21,7 +21,8 @@ class CudaScratch {
 
 struct Cuda {
   static constexpr Activation kLastActivation = Activation::relu;  // that convolution fuses
-  static constexpr bool kWidens = false;                           // see ops/widened.h
+  static constexpr bool kAddsResidual = false;
+  static constexpr bool kWidens = false;  // see ops/widened.h
 
   cudaStream_t stream;
   const CudaScratch* memory;

@@ -27,22 +27,38 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& bias) {
   return !bias.has_value() || bias->stride(0) == 1 ? bias : std::optional(torch::stable::contiguous(*bias));
 }
 
+// A residual as its kernels read it: laid out as the output.
+inline std::optional<Tensor> residual_for(const char* op, const std::optional<Tensor>& residual, const Tensor& output) {
+  if (!residual.has_value()) return residual;
+  check_same(op, "residual", *residual, "input", output);
+  CNNFAST_CHECK(same_size(*residual, output), op,
+                ": residual must have the shape of the output, but got residual.shape=", show_size(*residual),
+                ", output.shape=", show_size(output));
+  return in_layout_of(output, *residual);
+}
+template <class T>
+Epilogue<T> epilogue_of(Activation activation, const std::optional<Tensor>& residual) {
+  return {activation, residual.has_value() ? data_of<const T>(*residual) : nullptr};
+}
+
 template <class Device>
 Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                         const Conv2dOptions& options, Activation activation) {
+                         const Conv2dOptions& options, Activation activation,
+                         const std::optional<Tensor>& residual = std::nullopt) {
   const char* op = activation == Activation::relu ? "conv2d_relu" : "conv2d";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
   if (is_widened<Device>(input, s)) {
-    return narrowed(conv2d_forward_as<Device>(widened(input), widened(weight), widened(bias), options, activation),
+    return narrowed(conv2d_forward_as<Device>(widened(input), widened(weight), widened(bias), options, activation,
+                                              widened(residual)),
                     input.scalar_type());
   }
   const Guard<Device> guard(input, options.allow_tf32);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
-  const std::optional<Tensor> dense_bias = dense(bias);
+  const std::optional<Tensor> dense_bias = dense(bias), added = residual_for(op, residual, output);
   dispatch_dtype(op, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     conv2d_forward(guard.device(), s, view_of<const T>(input), view_of<const T>(weight), bias_data<T>(dense_bias),
-                   activation, view_of<T>(output));
+                   epilogue_of<T>(activation, added), view_of<T>(output));
   });
   return output;
 }
@@ -86,19 +102,23 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_as(const char* op, const Tens
 }
 
 template <class Device>
-void check_activation(const char* op, int64_t activation) {
-  CNNFAST_CHECK(
-      activation >= 0 && activation <= static_cast<int64_t>(Device::kLastActivation), op,
-      ": activation must be 0 for none, 1 for ReLU or, on the CPU, 2 for ReLU6, but got activation=", activation);
+void check_epilogue(const char* op, int64_t activation, const std::optional<Tensor>& residual) {
+  CNNFAST_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Device::kLastActivation), op,
+                ": activation must be 0 for none, 1 for ReLU or, on the CPU, 2 for ReLU6, 3 for SiLU or 4 for "
+                "Hardswish, but got activation=",
+                activation);
+  CNNFAST_CHECK(Device::kAddsResidual || !residual.has_value(), op,
+                ": residual must be None but on the CPU, but got a tensor");
 }
 
 template <class Device>
 Tensor conv2d_forward_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                         const IntList& options, int64_t activation) {
+                         const IntList& options, int64_t activation, const std::optional<Tensor>& residual) {
   constexpr const char* kOp = "conv2d_forward";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
-  check_activation<Device>(kOp, activation);
-  return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), static_cast<Activation>(activation));
+  check_epilogue<Device>(kOp, activation, residual);
+  return conv2d_forward_as<Device>(input, weight, bias, conv2d_options(options), static_cast<Activation>(activation),
+                                   residual);
 }
 
 template <class Device>

@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_transpose2d_backward_op(const Tensor& gr
     const auto dy = view_of<const T>(grad_output), x = view_of<const T>(input), w = view_of<const T>(weight);
     if (output_mask[0]) {
       grad_input = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), channels_last);
-      conv2d_forward(guard.device(), s, dy, w, static_cast<const T*>(nullptr), Activation::none,
+      conv2d_forward(guard.device(), s, dy, w, static_cast<const T*>(nullptr), Epilogue<T>(Activation::none),
                      view_of<T>(grad_input));
     }
     if (output_mask[1]) {

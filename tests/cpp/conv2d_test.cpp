@@ -155,12 +155,24 @@ struct Example {
 
   Activation activation() const { return with_bias ? Activation::relu6 : Activation::none; }
 
+  // With grad_output as a residual; 16-bit sums are rounded before it is added.
+  Epilogue<T> epilogue() const { return {activation(), given.output.view().data}; }
+  void check_sum(const Image<T>& made) const {
+    std::vector<double> sums(output.size());
+    for (size_t i = 0; i < sums.size(); ++i)
+      sums[i] = rounded<T>(output[i]) + rounded<T>(given.output.data[static_cast<int64_t>(i)]);
+    check_equal_to(made, sums, activation());
+  }
+
   // With the instruction set in use.
   void check() const {
     Operands<T> made(s, layout);
     implicit_gemm_forward<T>(s, given.input.view(), given.weight.view(), with_bias ? given.bias.data() : nullptr,
                              activation(), made.output.view());
     check_equal_to(made.output, output, activation());
+    implicit_gemm_forward<T>(s, given.input.view(), given.weight.view(), with_bias ? given.bias.data() : nullptr,
+                             epilogue(), made.output.view());
+    check_sum(made.output);
     implicit_gemm_backward_input<T>(s, given.output.view(), given.weight.view(),
                                     with_bias ? given.input_bias.data() : nullptr, made.input.view());
     check_equal_to(made.input, grad_input);
@@ -177,6 +189,9 @@ struct Example {
                                      with_bias ? given.bias.data() : nullptr, activation(), made.output.view()))
       return false;
     check_equal_to(made.output, output, activation());
+    CHECK(depthwise_conv2d_forward<T>(s, given.input.view(), given.weight.view(),
+                                      with_bias ? given.bias.data() : nullptr, epilogue(), made.output.view()));
+    check_sum(made.output);
     CHECK(depthwise_conv2d_backward_input<T>(s, given.output.view(), given.weight.view(),
                                              with_bias ? given.input_bias.data() : nullptr, made.input.view()));
     check_equal_to(made.input, grad_input);
@@ -195,6 +210,8 @@ struct Example {
     if (!direct_conv2d_forward(s, given.input.view(), given.weight.view(), bias, activation(), made.output.view()))
       return false;
     check_equal_to(made.output, output, activation());
+    CHECK(direct_conv2d_forward(s, given.input.view(), given.weight.view(), bias, epilogue(), made.output.view()));
+    check_sum(made.output);
     return true;
   }
 

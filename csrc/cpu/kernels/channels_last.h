@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/channels_last.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -22,10 +23,14 @@ static void from_planes(const float* from, int64_t plane, int64_t channels, int6
   transpose(from, plane, channels, pixels, to, channels);
 }
 
-static void to_planes(const float* from, int64_t channels, int64_t pixels, float* to, int64_t plane) {
+static void to_planes(const float* from, int64_t channels, int64_t pixels, float* to, int64_t plane,
+                      const Epilogue<float>& epilogue) {
+  const Area area{channels, plane, pixels, 1};
+  prefetch_residual(epilogue, area);
   const int64_t fours = pixels >= 8 ? channels / 4 * 4 : 0;
   pixels_to_planes(from, channels, pixels, fours, to, plane);
   if (fours < channels) transpose(from + fours, channels, pixels, channels - fours, to + fours * plane, plane);
+  finish(epilogue, to, to, area);
 }
 
 constexpr ChannelsLastKernels channels_last_kernels() { return {from_planes, to_planes}; }

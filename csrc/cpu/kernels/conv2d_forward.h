@@ -10,6 +10,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/kernels/bands.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/indirect_gather.h"
 #include "cpu/kernels/scratch.h"
@@ -202,25 +203,32 @@ static void write_tile(const Compute<T>* tile, int64_t rows, const LaneRun<Compu
   }
 }
 
-// The same for a tile that lies in the output as in registers, straight from these.
+// The same for a tile that lies in the output as in registers, straight from these; through the epilogue, too.
 template <class A>
 static void multiply_to_output(int64_t rows, int64_t depth, const A* weight, const A* panel, A* output, int64_t out_row,
-                               bool accumulate, const A* bias, Activation activation) {
-  const Clip<A> clip(activation);
-  const auto finish = [&](Vec<A> sum, int r)
-                          CNNFAST_INLINE_LAMBDA { return clip(bias != nullptr ? sum + broadcast(bias[r]) : sum); };
+                               bool accumulate, const A* bias, const Epilogue<A>& epilogue) {
+  const Area area{rows, out_row, kPanelWidth<A>, 1};
+  prefetch_residual(epilogue, area);
+  const Epilogue<A> rest = epilogue.activation;
+  const Clip<A> clip(rest.clip());
+  const auto finished = [&](Vec<A> sum, int r, int v) CNNFAST_INLINE_LAMBDA {
+    if (bias != nullptr) sum += broadcast(bias[r]);
+    if (epilogue.residual != nullptr) sum += load_vec(epilogue.residual + r * out_row + v * kLanes<A>);
+    return clip(sum);
+  };
   with_constant<1, kTileRows>(rows, [&](auto count) {
     multiply_tile<A, count.value, kTileVectors>(depth, weight, 1, count.value, panel, kPanelWidth<A>, output, out_row,
-                                                accumulate, finish);
+                                                accumulate, finished);
   });
+  finish(rest, output, output, area);
 }
 
 template <class T>
 static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T> source, const Compute<T>* packed,
-                   const T* bias, Activation activation, View<T> output, void* memory, int64_t task) {
+                   const T* bias, const Epilogue<T>& epilogue, View<T> output, void* memory, int64_t task) {
   using A = Compute<T>;
   if constexpr (std::is_same_v<T, A>) {
-    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, activation, output, memory, task);
+    if (plan.indirect) return indirect_gather(conv, plan, source, packed, bias, epilogue, output, memory, task);
   }
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
@@ -240,13 +248,14 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
     }
   }
 
+  const T* const whole_output = output.data;
   source.data += g * conv.C * source.stride.c;
   output.data += g * conv.M * output.stride.c;
   if (bias != nullptr) bias += g * conv.M;
   for (int64_t kb = 0; kb < plan.channel_blocks; ++kb) {
     const int64_t c = kb * plan.channels, channels = min(plan.channels, conv.C - c), depth = channels * conv.taps();
     const bool last = kb + 1 == plan.channel_blocks;
-    const Activation now = last ? activation : Activation::none;
+    const Epilogue<T> now = last ? epilogue : Activation::none;
     View<const T> part_source = source;
     part_source.data += c * source.stride.c;
     if (!plan.in_place) {
@@ -277,13 +286,19 @@ static void gather(const GatherConv& conv, const GatherPlan& plan, View<const T>
               __builtin_prefetch(line, 1, 3);
               __builtin_prefetch(line + kPanelWidth<A> - 1, 1, 3);
             }
-            multiply_to_output(rows, depth, weight, s.panel, to + s.outputs[first], output.stride.c, kb > 0, shift,
-                               now);
+            T* tile_output = to + s.outputs[first];
+            multiply_to_output(rows, depth, weight, s.panel, tile_output, output.stride.c, kb > 0, shift,
+                               now.from(tile_output - whole_output));
             continue;
           }
         }
         multiply(rows, depth, weight, s.panel, tile, kb > 0);
-        if (last) write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, now, to, output.stride);
+        if (last) {
+          write_tile(tile, rows, s.lanes + first, s.outputs + first, count, shift, now.clip(), to, output.stride);
+          for (int64_t i = first; i < first + count; ++i) {
+            finish(now, whole_output, to + s.outputs[i], {rows, output.stride.c, s.lanes[i].count, output.stride.w});
+          }
+        }
         if (plan.channel_blocks > 1) tile += kTileSize<A>;
       }
     }

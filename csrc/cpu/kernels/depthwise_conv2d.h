@@ -13,6 +13,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/constant.h"
 #include "cpu/kernels/depthwise_slab.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/prefetch.h"
 #include "cpu/kernels/scratch.h"
 
@@ -198,8 +199,8 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
 // From the unit's slab, filled from `left`, `top` on, to an output of H x W.
 template <class T>
 static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Compute<T>>& scratch,
-                           const DepthwiseUnit& unit, const Compute<T>* weight, Activation activation, View<T> output,
-                           int64_t H, int64_t W) {
+                           const DepthwiseUnit& unit, const Compute<T>* weight, const Epilogue<T>& epilogue,
+                           View<T> output, int64_t H, int64_t W) {
   using A = Compute<T>;
   const int64_t top = unit.first * axes.h.parts, rows = min(unit.rows * axes.h.parts, H - top);
   if (rows <= 0) return;
@@ -222,15 +223,15 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseScratch<Com
       const A* x = scratch.source + (h.origin - axes.h.low) * source_pitch + (w.origin - axes.w.low) * kLanes<A>;
       depthwise_rows<A>(
           h.taps, axes.h.step,
-          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, activation, out + a * pitch + b * pixel,
+          {x, source_pitch, axes.w.step * kLanes<A>, w.taps, weight, epilogue.clip(), out + a * pitch + b * pixel,
            axes.h.parts * pitch, axes.w.parts * pixel, min(unit.rows, h.outputs - unit.first), w.outputs});
       weight += (1 + h.taps * w.taps) * kLanes<A>;
     }
   }
-  if constexpr (sizeof(T) == sizeof(A)) {
-    if (out != scratch.result) return;
-  }
-  write_slab({unit.n, unit.c, unit.channels, top, rows, 0, W, H, W}, out, output);
+  bool written = false;
+  if constexpr (sizeof(T) == sizeof(A)) written = out != scratch.result;
+  if (!written) write_slab({unit.n, unit.c, unit.channels, top, rows, 0, W, H, W}, out, output);
+  finish_box(epilogue, output, {unit.n, unit.c, unit.channels, top, rows, 0, W});
 }
 
 template <class T>
@@ -245,7 +246,7 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
     fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows), axes.w.low,
                scratch.source_columns, backward ? s.P : s.H, backward ? s.Q : s.W},
               job.source, scratch.source);
-    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.activation,
+    depthwise_unit(axes, scratch, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>, job.epilogue,
                    job.output, backward ? s.H : s.P, backward ? s.W : s.Q);
   });
 }

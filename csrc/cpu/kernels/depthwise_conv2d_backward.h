@@ -155,8 +155,8 @@ static void depthwise_backward(const DepthwiseBackward<T>& job, int64_t task, Co
       }
     }
     if (job.grad_input.data != nullptr) {
-      depthwise_unit(axes, gradient, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>,
-                     Activation::none, job.grad_input, s.H, s.W);
+      depthwise_unit<T>(axes, gradient, unit, job.packed_weight + block * axes.packed_size(s) * kLanes<A>,
+                        Activation::none, job.grad_input, s.H, s.W);
     }
     if (job.want_weight || job.want_bias) add_depthwise_sums(job, axes, scratch, unit, sums + block * block_sums);
   });

@@ -2,12 +2,11 @@
 // many channels as there are lanes, whatever the image's layout and type; and results on the way back.
 #pragma once
 
+#include "cpu/kernels/prefetch.h"
 #include "cpu/kernels/storage.h"
 #include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
-
-constexpr int64_t kLineBytes = 64;
 
 // Rows [top, top + rows) and columns [left, left + columns) of `channels` channels from c on, of image n of H x W.
 // In its slab, rows and columns lie one after another.

@@ -11,6 +11,7 @@
 #include "cpu/direct_conv2d.h"
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/constant.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/padded_planes.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -71,7 +72,7 @@ CNNFAST_INLINE void direct_conv2d_tile(const DirectConv2d& job, const float* x, 
       }
     }
   }
-  const Clip<float> clip(job.activation);
+  const Clip<float> clip(job.epilogue.clip());
 #pragma GCC unroll 6
   for (int k = 0; k < kChannels; ++k) {
     float* row = output + k * job.output.stride.c;
@@ -126,6 +127,7 @@ static void direct_conv2d(const DirectConv2d& job, int64_t n, int64_t band_index
   float* x = reinterpret_cast<float*>(workspace);
   copy_padded(job.conv, job.input, n, top, padded, x);
   direct_conv2d_rows(job, x, padded, n, top, rows);
+  finish_box(job.epilogue, job.output, {n, 0, job.conv.K, top, rows, 0, job.conv.Q});
 }
 
 static bool direct_conv2d_plan(const Conv2dShape& conv, DirectConv2dPlan* plan) {

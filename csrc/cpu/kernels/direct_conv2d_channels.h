@@ -13,6 +13,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/channels_last.h"
 #include "cpu/kernels/constant.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/prefetch.h"
@@ -166,8 +167,8 @@ static void channels_pixels(const DirectConv2d& job, const float* x, int64_t x_s
       prefetch_for_writing(planes, 0, lanes, 0, 1, pixels);
     }
   }
-  channels_row<kVectors>(pixels, taps, offset, x, x_step, weight, job.activation, out, in_place ? stride.w : kWidth,
-                         lane);
+  channels_row<kVectors>(pixels, taps, offset, x, x_step, weight, job.epilogue.clip(), out,
+                         in_place ? stride.w : kWidth, lane);
   if (in_place) return;
   for (int v = 0; v < kVectors; ++v) {
     const float* from = row + v * kLanes<float>;
@@ -209,17 +210,19 @@ static void direct_conv2d_channels(const DirectConv2d& job, int64_t n, int64_t b
   const int64_t piece_rows = by_pixels ? 1 : rows, piece_columns = by_pixels ? min(kPiecePixels, conv.Q) : conv.Q;
   for (int64_t row = 0; row < rows; row += piece_rows) {
     for (int64_t q = 0; q < conv.Q; q += piece_columns) {
+      const int64_t columns = min(piece_columns, conv.Q - q);
       const float* weight = job.packed_weight;
       for (int64_t block = 0; block < blocks.count; ++block) {
         with_constant<1, kMostChannelVectors>(blocks.size(block), [&](auto vectors) {
           for (int64_t i = row; i < row + piece_rows; ++i) {
             const float* from = x.data + i * conv.stride_h * x.h + q * conv.stride_w * x.w;
             channels_pixels<vectors.value>(job, from, conv.stride_w * x.w, scratch.offset, weight, n, blocks, block,
-                                           top + i, q, min(piece_columns, conv.Q - q), scratch.row);
+                                           top + i, q, columns, scratch.row);
           }
           weight += (1 + taps) * vectors.value * kLanes<float>;
         });
       }
+      finish_box(job.epilogue, job.output, {n, 0, conv.K, top + row, piece_rows, q, columns});
     }
   }
 }

@@ -23,7 +23,7 @@ constexpr int64_t kDepth = 256;
 // What a tile's sums go through on their way to memory: nothing.
 struct KeepSums {
   template <class V>
-  CNNFAST_INLINE V operator()(V sum, int) const {
+  CNNFAST_INLINE V operator()(V sum, int, int) const {
     return sum;
   }
 };
@@ -45,7 +45,7 @@ CNNFAST_INLINE void multiply_step(const Left& left, const A* right, Vec<A> (&sum
 
 // out[r * out_row + lane] (+)= sum over k of a[r * a_row + k * a_depth] * b[k * b_depth + lane], for kRows rows and
 // kVectors registers of lanes. Operands may be packed or lie as they are in a tensor; without `accumulate` the old
-// contents of `out` are not read. finish(sum, r) is what is stored.
+// contents of `out` are not read. finish(sum, r, v) is what is stored.
 template <class A, int kRows, int kVectors, class Finish = KeepSums>
 static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_depth,
                           A* out, int64_t out_row, bool accumulate, const Finish& finish = {}) {
@@ -64,7 +64,7 @@ static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_de
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
       A* to = out + r * out_row + v * kLanes<A>;
-      store_vec(to, finish(accumulate ? load_vec(to) + sum[r][v] : sum[r][v], r));
+      store_vec(to, finish(accumulate ? load_vec(to) + sum[r][v] : sum[r][v], r, v));
     }
   }
 }

@@ -9,6 +9,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/kernels/bands.h"
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/row_table.h"
 #include "cpu/kernels/scratch.h"
@@ -122,8 +123,9 @@ struct IndirectOutput {
   const int64_t* offsets;
   int64_t lanes;
   bool accumulate;
-  Activation activation;
-  const A* bias;  // null: none
+  Activation clip;
+  const A* bias;      // null: none
+  const A* residual;  // the same
 };
 
 // kRows pixels times a panel of kVectors registers. `rows` are those of the block's first tap, `taps` rows apart.
@@ -140,7 +142,7 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
       multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return row[r][c]; }, weight, sum);
     }
   }
-  const Clip<A> clip(out.activation);
+  const Clip<A> clip(out.clip);
   const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
@@ -151,6 +153,7 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
         A* to = out.data + out.offsets[r] + v * kLanes<A>;
         Vec<A> x = sum[r][v] + shift;
         if (out.accumulate) x = load(to, lanes) + x;
+        if (out.residual != nullptr) x += load(out.residual + out.offsets[r] + v * kLanes<A>, lanes);
         store(to, clip(x), lanes);
       }
     }
@@ -181,13 +184,24 @@ static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_
   }
 }
 
+// What is left to do of a panel's outputs: pixels that are `pitch` apart as one.
+template <class A>
+static void finish_pixels(const Epilogue<A>& rest, const IndirectOutput<A>& out, int64_t pixels, int64_t pitch) {
+  if (rest.in_registers()) return;
+  for (int64_t i = 0, count; i < pixels; i += count) {
+    for (count = 1; i + count < pixels && out.offsets[i + count] == out.offsets[i + count - 1] + pitch;) ++count;
+    finish(rest, out.data, out.data + out.offsets[i], {count, pitch, out.lanes, 1});
+  }
+}
+
 template <class A>
 static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View<const A> source, const A* packed,
-                            const A* bias, Activation activation, View<A> output, void* memory, int64_t task) {
+                            const A* bias, const Epilogue<A>& epilogue, View<A> output, void* memory, int64_t task) {
   const int64_t block = task % plan.pixels.count, part = task / plan.pixels.count % plan.panel_blocks;
   const int64_t g = task / plan.pixels.count / plan.panel_blocks;
   const LanePanels<A> panels(conv.M);
   const IndirectScratch<A> s(memory, conv, plan);
+  const Epilogue<A> rest = epilogue.activation;  // the residual is added in registers
   source.data += g * conv.C;
   s.table.fill(conv, plan.pixels, block, source);
   const int64_t pixels = find_outputs(conv, plan.pixels, block, output.stride, s.outputs);
@@ -204,12 +218,14 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
                                   s.outputs,
                                   panels.lanes(p),
                                   depth.before > 0,
-                                  last ? activation : Activation::none,
-                                  last && bias != nullptr ? bias + m : nullptr};
+                                  last ? rest.clip() : Activation::none,
+                                  last && bias != nullptr ? bias + m : nullptr,
+                                  last ? epilogue.from(m).residual : nullptr};
       with_constant<1, 3>(panels.width(p), [&](auto vectors) {
         indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
                                                                              weight, next, out);
       });
+      if (last) finish_pixels(rest, out, pixels, output.stride.w);
     }
   });
 }

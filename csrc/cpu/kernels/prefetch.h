@@ -6,6 +6,8 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
+constexpr int64_t kLineBytes = 64;  // of a cache
+
 // More than this would push out what the task works on.
 constexpr int64_t kMaxPrefetchBytes = 64 << 10;
 
@@ -19,7 +21,7 @@ CNNFAST_INLINE void prefetch_for_writing(View<T> view, int64_t n, int64_t channe
   const int64_t length = (by_plane ? (rows - 1) * view.stride.h + columns : rows * columns * channels);
   for (int64_t c = 0; c < runs; ++c) {
     const char* run = reinterpret_cast<const char*>(view.at(n, c, top, 0));
-    for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64)
+    for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += kLineBytes)
       __builtin_prefetch(run + byte, 1, 3);
   }
 }

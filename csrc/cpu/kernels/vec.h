@@ -138,13 +138,13 @@ CNNFAST_INLINE Vec<float> min_or_second(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-// An activation, of registers.
+// An activation that only clips, of registers.
 template <class A>
 struct Clip {
   Vec<A> low, high;
 
-  explicit Clip(Activation activation)
-      : low(broadcast(lowest_of<A>(activation))), high(broadcast(highest_of<A>(activation))) {}
+  Clip(A low, A high) : low(broadcast(low)), high(broadcast(high)) {}
+  explicit Clip(Activation activation) : Clip(lowest_of<A>(activation), highest_of<A>(activation)) {}
   CNNFAST_INLINE Vec<A> operator()(Vec<A> x) const {
     if constexpr (std::is_same_v<A, float>) {
       return min_or_second(high, max_or_second(low, x));

@@ -8,6 +8,7 @@
 // told, and another algorithm computes them all.
 #pragma once
 
+#include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/winograd_tiles.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -206,17 +207,18 @@ static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPa
   constexpr int kSide = kWinogradOutputs / kPool;  // of what is written of a tile
   const WinogradConv& conv = job.conv;
   const TilePlanes planes(job.plan.part_panels * kPanelWidth<float>, job.plan.chunk_tiles);
-  const Clip<float> clip(job.activation);
+  const Clip<float> clip(job.epilogue.clip());
   Vec<float> probe{};
   for (int64_t index = chunk.begin; index < chunk.end; ++index) {
     const Strip strip(job.plan, index);
-    const int64_t p = strip.row * kSide;
+    const int64_t p = strip.row * kSide, rows = min<int64_t>(kSide, conv.P / kPool - p);
+    const int64_t left = strip.column * kSide, columns = min(strip.tiles * kSide, conv.Q / kPool - left);
     for (int64_t block = part.begin; block < part.end; block += kChannelBlock) {
       for (int64_t t = 0; t < strip.tiles; ++t) {
-        const int64_t q = (strip.column + t) * kSide;
+        const int64_t q = left + t * kSide;
         for (int64_t k = block; k < min(block + kChannelBlock, part.end); k += kLane) {
-          const TileOutput out{job.output.at(strip.n, k, p, q), job.output.stride, min(kLane, part.end - k),
-                               min<int64_t>(kSide, conv.P / kPool - p), min<int64_t>(kSide, conv.Q / kPool - q)};
+          const TileOutput out{job.output.at(strip.n, k, p, q), job.output.stride, min(kLane, part.end - k), rows,
+                               min<int64_t>(kSide, conv.Q / kPool - q)};
           const Vec<float> bias = job.bias != nullptr ? load_partial(job.bias + k, out.channels) : Vec<float>{};
           const float* m = products + (strip.number - chunk.first + t) * planes.pitch + k - part.begin;
           Vec<float> y[kSide];
@@ -232,6 +234,8 @@ static bool write_chunk(const WinogradJob& job, const Chunk& chunk, const PlanPa
               });
         }
       }
+      finish_box(job.epilogue, job.output,
+                 {strip.n, block, min(kChannelBlock, part.end - block), p, rows, left, columns});
     }
   }
   return !any_lane(probe != Vec<float>{});

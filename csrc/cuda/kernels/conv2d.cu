@@ -143,10 +143,10 @@ void reduce(const char* name, Cuda device, const Term& term, int64_t terms, int6
 
 template <class T>
 void conv2d_forward(Cuda device, const Conv2dShape& s, View<const T> input, View<const T> weight, const T* bias,
-                    Activation activation, View<T> output) {
+                    const Epilogue<T>& epilogue, View<T> output) {
   const Strides& w = weight.stride;
   const GatherWeight<const T> roles{weight.data, s.K / s.G * w.n, w.n, w.c, w.h, w.w};
-  Gatherer<T>("conv2d", device, input, roles, bias, activation == Activation::relu)(forward_gather(s), output);
+  Gatherer<T>("conv2d", device, input, roles, bias, epilogue.activation == Activation::relu)(forward_gather(s), output);
 }
 
 template <class T>
@@ -200,10 +200,11 @@ void sum_over_pixels(Cuda device, int64_t N, int64_t K, int64_t P, int64_t Q, Vi
          View<T>{grad_bias, {1, 0, 0, 0}});
 }
 
-#define CNNFAST_INSTANTIATE(T)                                                                                         \
-  template void conv2d_forward(Cuda, const Conv2dShape&, View<const T>, View<const T>, const T*, Activation, View<T>); \
-  template void conv2d_backward_input(Cuda, const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);      \
-  template void conv2d_backward_weight(Cuda, const Conv2dShape&, View<const T>, View<const T>, View<T>);               \
+#define CNNFAST_INSTANTIATE(T)                                                                                       \
+  template void conv2d_forward(Cuda, const Conv2dShape&, View<const T>, View<const T>, const T*, const Epilogue<T>&, \
+                               View<T>);                                                                             \
+  template void conv2d_backward_input(Cuda, const Conv2dShape&, View<const T>, View<const T>, const T*, View<T>);    \
+  template void conv2d_backward_weight(Cuda, const Conv2dShape&, View<const T>, View<const T>, View<T>);             \
   template void sum_over_pixels(Cuda, int64_t, int64_t, int64_t, int64_t, View<const T>, T*);
 CNNFAST_FOR_EACH_TYPE(CNNFAST_INSTANTIATE)
 #undef CNNFAST_INSTANTIATE

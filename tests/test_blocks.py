@@ -1,0 +1,502 @@
+"""Fused blocks with a residual, SiLU or Hardswish: one op in inference, the modules wherever somebody could tell."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import pickle
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cnnfast
+from cnnfast import autograd, fusion
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def _shuffled(model: nn.Module) -> nn.Module:
+    """With statistics that BatchNorm does not start from."""
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                tensor.data.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def _groups(model: nn.Module) -> list[str]:
+    return [str(group) for group in fusion.groups(model)] if fusion.is_fused(model) else []
+
+
+class Basic(nn.Module):
+    """torchvision's BasicBlock."""
+
+    def __init__(self, C: int = 8, K: int = 8, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, K, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(K)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(K, K, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(K)
+        self.downsample = None
+        if stride != 1 or C != K:
+            self.downsample = nn.Sequential(nn.Conv2d(C, K, 1, stride, bias=False), nn.BatchNorm2d(K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        out = self.relu(out)
+        return out
+
+
+class Shrinking(Basic):
+    def __init__(self) -> None:
+        super().__init__(8, 12, 2)
+
+
+class Inverted(nn.Module):
+    """torchvision's InvertedResidual: the sum is in another forward than the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU6(inplace=True)),
+            nn.Conv2d(16, 8, 1, bias=False),
+            nn.BatchNorm2d(8),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class Nested(nn.Module):
+    """EfficientNet's and MobileNet-v3's: the convolution is in a container of a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.SiLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.Hardswish(inplace=True)),
+            nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.block(x)
+        result += x
+        return result
+
+
+class Shortcut(Basic):
+    """The residual is computed after the convolution, and its container ends in one as well."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 12, 2)
+        self.shortcut, self.downsample = self.downsample, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+FUSED: dict[type[nn.Module], list[str]] = {
+    Basic: ["conv1 + bn1 + relu", "conv2 + bn2 + add + relu"],
+    Shrinking: ["conv1 + bn1 + relu", "conv2 + bn2 + add + relu"],
+    Inverted: ["conv.1 + conv.2 + add"],
+    Nested: ["block.2.0 + block.2.1 + add"],
+    Shortcut: ["conv1 + bn1 + relu", "conv2 + bn2 + add + relu"],
+}
+every_block = pytest.mark.parametrize("cls", FUSED)
+
+
+def _models(cls: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """The converted model, and the model, in evaluation."""
+    torch.manual_seed(0)
+    model = _shuffled(cls()).eval()
+    return cnnfast.convert(model), model
+
+
+def _input(layout: str = "NCHW") -> Tensor:
+    x = torch.randn(2, 8, 14, 13, generator=torch.Generator().manual_seed(1))
+    return x.to(memory_format=FORMATS[layout])
+
+
+def _ops(model: nn.Module, x: Tensor) -> list[str]:
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        model(x)
+    return [event.name for event in profile.events() or []]
+
+
+def _check(ours: nn.Module, theirs: nn.Module, x: Tensor | None = None) -> None:
+    x = _input() if x is None else x
+    with torch.inference_mode():
+        actual, expected = ours(x.clone()), theirs(x.clone())
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@every_block
+def test_one_op_in_inference(cls: type[nn.Module], layout: str) -> None:
+    ours, theirs = _models(cls)
+    assert _groups(ours) == FUSED[cls]
+    assert [line.detail for line in cnnfast.report(ours) if line.name == "" and line.action == "fused"] == FUSED[cls]
+    ours, theirs = (model.to(memory_format=FORMATS[layout]) for model in (ours, theirs))
+    _check(ours, theirs, _input(layout))
+    names = _ops(ours, _input(layout))
+    unfused = ("aten::add", "aten::add_", "aten::relu", "aten::silu", "aten::hardswish", "batch_norm", "hardtanh")
+    assert not any(part in name for name in names for part in unfused if not name.startswith("cnnfast"))
+
+
+@every_block
+def test_training_and_gradients_are_the_models(cls: type[nn.Module]) -> None:
+    for training in (True, False):
+        results = []
+        for model in _models(cls):
+            model.train(training).double()
+            x = _input().double().requires_grad_()
+            output = model(x)
+            results.append([output, *torch.autograd.grad(output.sum(), [x, *model.parameters()]), *model.buffers()])
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@every_block
+def test_the_residual_alone_may_want_a_gradient(cls: type[nn.Module]) -> None:
+    results = []
+    for model in _models(cls):
+        x = _input().requires_grad_()
+        output = model.requires_grad_(False)(x)
+        results.append([output, *torch.autograd.grad(output.sum(), x)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@every_block
+def test_modes_follow(cls: type[nn.Module]) -> None:
+    ours, theirs = _models(cls)
+    for training in (True, False, True):
+        _check(ours.train(training), theirs.train(training))
+    ours.eval(), theirs.eval()
+    for model in (ours, theirs):  # one BatchNorm alone
+        [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)][-1].train()
+    _check(ours, theirs)
+
+
+@every_block
+def test_hooks_see_what_they_saw(cls: type[nn.Module]) -> None:
+    """On every module in turn: the same calls in the same order, with the same values."""
+    ours, theirs = _models(cls)
+    for name in [name for name, _ in ours.named_modules() if name]:
+        seen: list[list[Tensor]] = []
+        for model in (ours, theirs):
+            values: list[Tensor] = []
+            handle = model.get_submodule(name).register_forward_hook(
+                lambda module, args, output, to=values: to.append(output.clone())
+            )
+            _check(model, model)
+            handle.remove()
+            seen.append(values)
+        assert len(seen[0]) == len(seen[1]), name
+        torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
+        _check(ours, theirs)
+
+
+@every_block
+def test_hooks_on_all_modules(cls: type[nn.Module]) -> None:
+    orders: list[list[str]] = []
+    for model in _models(cls):
+        order: list[str] = []
+        names = {id(module): name for name, module in model.named_modules()}
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, args, output, names=names, to=order: to.append(names[id(module)])
+        )
+        with torch.no_grad():
+            model(_input())
+        handle.remove()
+        orders.append(order)
+    assert orders[0] == orders[1]
+
+
+@every_block
+def test_each_module_hooked_is_called_in_order(cls: type[nn.Module]) -> None:
+    orders: list[list[str]] = []
+    for model in _models(cls):
+        order: list[str] = []
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda module, args, output, name=name, to=order: to.append(name))
+        with torch.no_grad():
+            model(_input())
+        orders.append(order)
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@every_block
+def test_copies_stay_fused(cls: type[nn.Module], how: str) -> None:
+    ours, theirs = _models(cls)
+    _check(ours, theirs)
+    again = copy.deepcopy(ours) if how == "deepcopy" else pickle.loads(pickle.dumps(ours))
+    assert _groups(again) == FUSED[cls]
+    _check(again, theirs)
+
+
+@every_block
+def test_revert(cls: type[nn.Module]) -> None:
+    ours, theirs = _models(cls)
+    types = [type(module) for module in theirs.modules()]
+    assert [type(module) for module in cnnfast.revert(ours).modules()] == types
+
+
+def test_another_layer_on_the_way_of_the_residual() -> None:
+    """One that writes to what the convolution reads: then it must not run before it."""
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+            self.shortcut = nn.Sequential(nn.Identity())
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.conv(x)
+            out += self.shortcut(x)
+            return out
+
+    ours, theirs = _models(Single)
+    assert _groups(ours) == ["conv + add"]
+    _check(ours, theirs)
+    for model in (ours, theirs):
+        model.shortcut[0] = nn.ReLU(inplace=True)
+    _check(ours, theirs)
+    for model in (ours, theirs):
+        model.shortcut[0] = nn.Identity()
+        model.shortcut[0].register_forward_pre_hook(lambda module, args: (args[0].mul_(2),))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(_input()), theirs(_input()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_container_with_a_forward_of_its_own_is_called() -> None:
+    class Negated(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    ours, theirs = _models(Inverted)
+    for model in (ours, theirs):
+        model.conv = Negated(*model.conv)
+    _check(ours, theirs)
+    ours, theirs = _models(Inverted)
+    for model in (ours, theirs):
+        forward = model.conv.forward
+        model.conv.forward = lambda x, forward=forward: 2 * forward(x)
+    _check(ours, theirs)
+
+
+class Writing(nn.Module):
+    """``write(self, conv(x), x)`` is the whole forward, but for the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+
+
+class OutFirst(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.bn(self.conv(x)) + x, inplace=True)
+
+
+class OutLast(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardswish(torch.add(x, self.bn(self.conv(x))))
+
+
+class Method(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).add_(x).relu_()
+
+
+class PlainMethod(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x.add(self.bn(self.conv(x))))
+
+
+class UsedAgain(Writing):
+    """The residual is needed once more, and must not have been written to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(x * 2)
+        out = self.bn(self.conv(y))
+        out += y
+        return out * y
+
+
+class IntoIdentity(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        kept = y.view(y.shape)
+        y += self.bn(self.conv(x))
+        return y + kept
+
+
+class Twice(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x))
+        return out + out
+
+
+class ResultUsedTwice(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x))
+        return (out + x) * out
+
+
+class Scaled(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.bn(self.conv(x)), x, alpha=2)
+
+
+class Number(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + 1.5
+
+
+class Between(Writing):
+    """What the convolution has read is changed before the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        out = self.bn(self.conv(y))
+        y += 1
+        return out + y
+
+
+class Broadcast(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x.mean((2, 3), keepdim=True)
+        return self.bn(self.conv(x)) + residual
+
+
+class Wider(Writing):
+    """The sum is larger than the convolution's result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = torch.stack([x, x])
+        return self.bn(self.conv(x)) + residual
+
+
+class OtherType(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x.double()
+        return F.relu(self.bn(self.conv(x)) + residual)
+
+
+class Late(Writing):
+    """The residual is computed by what might change something."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + x.sin()
+
+
+class Turned(Writing):
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x.flip(3).transpose(2, 3).contiguous().transpose(2, 3)
+        return self.bn(self.conv(x)) + residual
+
+
+@pytest.mark.parametrize(
+    ("cls", "groups"),
+    [
+        (OutFirst, ["conv + bn + add + silu"]),
+        (OutLast, ["conv + bn + add + hardswish"]),
+        (Method, ["conv + bn + add + relu_"]),
+        (PlainMethod, ["conv + bn + add + relu6"]),
+        (UsedAgain, ["conv + bn + add"]),
+        (IntoIdentity, ["conv + bn"]),
+        (Twice, ["conv + bn"]),
+        (ResultUsedTwice, ["conv + bn"]),
+        (Scaled, ["conv + bn"]),
+        (Number, ["conv + bn"]),
+        (Between, ["conv + bn"]),
+        (Broadcast, ["conv + bn + add"]),
+        (Wider, ["conv + bn + add"]),
+        (OtherType, ["conv + bn + add + relu"]),
+        (Late, ["conv + bn"]),
+        (Turned, ["conv + bn + add"]),
+    ],
+)
+def test_data_flow_decides(cls: type[nn.Module], groups: list[str]) -> None:
+    ours, theirs = _models(cls)
+    assert _groups(ours) == groups
+    x = _input()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_activations(activation: Callable[..., nn.Module], norm: bool, inplace: bool) -> None:
+    layers = [nn.Conv2d(8, 12, 3), *([nn.BatchNorm2d(12)] if norm else []), activation(inplace=inplace)]
+    torch.manual_seed(0)
+    theirs = _shuffled(nn.Sequential(*layers)).eval()
+    ours = cnnfast.convert(theirs)
+    assert _groups(ours) == [" + ".join(map(str, range(len(layers))))]
+    _check(ours, theirs)
+    assert not any(
+        name in ("aten::silu", "aten::silu_", "aten::hardswish", "aten::hardswish_") for name in _ops(ours, _input())
+    )
+    for training in (True, False):
+        results = []
+        for model in (ours, theirs):
+            model.train(training).double()
+            x = _input().double().requires_grad_()
+            output = copy.deepcopy(model)(x)
+            results.append([output, *torch.autograd.grad(output.square().sum(), x)])
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_two_branches_of_one_sum() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = (nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.left(x) + self.right(x))
+
+    ours, theirs = _models(Both)
+    assert sum("add + relu" in group for group in _groups(ours)) == 1
+    _check(ours, theirs)
+
+
+def test_what_is_kept_packed_serves_sums() -> None:
+    ours, theirs = _models(Inverted)
+    _check(ours, theirs)
+    with mock.patch.object(autograd, "_conv2d_pack_weight", wraps=autograd._conv2d_pack_weight) as pack:
+        _check(ours, theirs)
+    pack.assert_not_called()
+
+
+def test_operators_in_place_keep_the_object() -> None:
+    """Unfused, as with a broadcast residual: the sum is written where the convolution's result is."""
+    begun = torch.zeros(2, 3)
+    add = fusion.blocks.Sum(operator.iadd, swapped=False)
+    assert fusion.blocks.end_block(begun, torch.ones(3), add, None) is begun
+
+
+def test_compiled() -> None:
+    ours, theirs = _models(Basic)
+    with torch.no_grad():
+        compiled = torch.compile(ours, backend="eager")
+        torch.testing.assert_close(compiled(_input()), theirs(_input()), rtol=1e-4, atol=1e-4)
