@@ -24,6 +24,9 @@ LATER_TORCHVISION := 0.29.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A worker takes a gigabyte or two; one that has done its tests takes some of another's, for they differ by minutes.
+pytest := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 bin := $(abspath $(VENV))/bin
 later_bin := $(abspath $(VENV))-later/bin
 sources := setup.py pyproject.toml $(shell find csrc -type f)
@@ -58,7 +61,7 @@ bench-models: wheel $(later)
 	$(later_bin)/python -m benchmarks --suite models
 
 test: $(installed) cpp-default
-	$(bin)/python -m pytest -m "not long"
+	$(bin)/python -m $(pytest) -m "not long"
 
 # CMake and ninja are the environment's own.
 cpp-%: $(installed)
@@ -92,8 +95,8 @@ wheel-later: wheel $(later)
 	rm -rf build/later && mkdir build/later
 	tar -xzf build/wheel/*.tar.gz -C build/later --strip-components 1
 	rm -r build/later/cnnfast*
-	cd build/later && $(later_bin)/python -m pytest -m "not long" --ignore-glob "tests/test_cuda_*"
-	cd build/later && $(later_bin)/python -m pytest -m long tests/test_real_models.py
+	cd build/later && $(later_bin)/python -m $(pytest) -m "not long" --ignore-glob "tests/test_cuda_*"
+	cd build/later && $(later_bin)/python -m $(pytest) -m long tests/test_real_models.py
 
 # The source distribution as plain pip installs it: built with a torch of its own, in an environment of its own. The
 # CUDA kernels, which take minutes, have test_cuda_install.py.
@@ -103,7 +106,7 @@ sdist-later: wheel-later
 
 test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) sdist-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
-	$(bin)/python -m pytest -m long
+	$(bin)/python -m $(pytest) -m long
 
 # Nothing is installed: what a GPU machine has is what its users have.
 gpu-check:
