@@ -1,4 +1,4 @@
-"""The suite `models`: torchvision's networks, converted, against themselves: inference and a training step."""
+"""The suite `models`: torchvision's networks, converted and frozen, against themselves: inference, a training step."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ QUICK_MODELS = ("ResNet-18",)
 BATCHES = {"cpu": (1, 8), "cuda": (1, 64)}
 SIZE = 224
 CLASSES = 1000
+FUSED, SWAPPED, FROZEN = "", ", layers swapped only", ", frozen"
+_VARIANTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+    FUSED: lambda model: cnnfast.convert(model, inplace=True),
+    SWAPPED: lambda model: cnnfast.convert(model, fuse=False, inplace=True),
+    FROZEN: lambda model: cnnfast.freeze(model.eval()),
+}
 # Whose means and variances BatchNorm gets before anything is timed.
 IMAGES = 8
 # A kink of ReLU or max-pooling that rounding crosses moves a gradient, and in many layers many do: torch's own training
@@ -59,17 +65,18 @@ def _model(name: str) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=1)  # one work in several layouts has one reference
-def work_of(name: str, batch: int, mode: str, fuse: bool = True) -> Work:
-    """The model and its conversion, each with parameters of its own: a training step changes them."""
+def work_of(name: str, batch: int, mode: str, variant: str = FUSED) -> Work:
+    """The model and ours of it, each with parameters of its own: a training step changes them."""
     plain = _model(name)
-    ours = cnnfast.convert(copy.deepcopy(plain), fuse=fuse, inplace=True)
+    ours = _VARIANTS[variant](copy.deepcopy(plain))
     torch.manual_seed(1)
     images, target = torch.randn(batch, 3, SIZE, SIZE), torch.randint(CLASSES, (batch,))
     return Work(ours, plain, images, mode, target=target, optimizer=sgd, one_gradient=True)
 
 
 def cases(options: Options) -> Iterator[Case | Row]:
-    """Ours fused in both layouts and, swapped only, in NCHW; the rivals beside torch's two layouts in the first alone.
+    """Ours fused and, in inference, frozen in both layouts, and with its layers swapped only in NCHW; the rivals beside
+    torch's two layouts in NCHW, and where it is frozen.
 
     Quick: ResNet-18 on two images.
     """
@@ -81,11 +88,15 @@ def cases(options: Options) -> Iterator[Case | Row]:
     works.append(("Training step", STEP, batches[-1], training))
     for name in QUICK_MODELS if options.quick else MODELS:
         for section, mode, batch, rivals in works:
-            for variant, fuse, layout, against in (
-                ("", True, "NCHW", rivals),
-                ("", True, "channels_last", torchs),
-                (", layers swapped only", False, "NCHW", torchs),
+            for variant, layout, against in (
+                (FUSED, "NCHW", rivals),
+                (FUSED, "channels_last", torchs),
+                (SWAPPED, "NCHW", torchs),
+                (FROZEN, "NCHW", rivals),
+                (FROZEN, "channels_last", rivals),
             ):
+                if variant == FROZEN and mode != FORWARD:
+                    continue
                 if options.wants(section + variant, name, f"batch {batch}", layout):
-                    case = case_of(section + variant, name, work_of(name, batch, mode, fuse), against, layout)
+                    case = case_of(section + variant, name, work_of(name, batch, mode, variant), against, layout)
                     yield dataclasses.replace(case, gradient_limit=max(case.gradient_limit, GRADIENT_LIMIT))

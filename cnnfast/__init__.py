@@ -15,13 +15,14 @@ from .conversion import convert, report, revert
 from .decomposition import decompositions
 from .explanation import Explanation, explain
 from .folding import repack
+from .freezing import freeze
 from .nn import AvgPool2d, Conv2d, ConvReLU2d, ConvReLUMaxPool2d, ConvTranspose2d, MaxPool2d, ReLU
 from .routing import fallbacks
 from .tuning import autotune
 from .version import __version__
 
 __all__ = ["functional", "nn", "models", "info", "augment", "viz", "__version__", *nn.__all__]
-__all__ += ["convert", "revert", "report", "repack", "decompositions", "fallbacks"]
+__all__ += ["convert", "revert", "report", "repack", "freeze", "decompositions", "fallbacks"]
 __all__ += ["Explanation", "explain", "autotune"]
 
 # Imported at first use: not needed to run a layer, and `python -m cnnfast.info` imports its own.

@@ -55,6 +55,9 @@ def convolution_backward(
     """aten::convolution_backward, for one image as well."""
     single = input.dim() == 3
     if single:
+        # In channels_last, torch's gradients of groups in float64 are wrong by the stride that the new dimension gets.
+        if groups > 1:
+            grad_output, input = grad_output.contiguous(), input.contiguous()
         grad_output, input = grad_output.unsqueeze(0), input.unsqueeze(0)
     channels = [grad_output.shape[1]]
     grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(

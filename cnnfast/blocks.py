@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.nn.modules import module as _nn_module
 
 from . import functional
@@ -76,7 +77,7 @@ def run_block(
     input: Tensor, conv: nn.Module, bn: nn.Module | None, activation: nn.Module | None, pool: nn.Module | None
 ) -> Tensor:
     """A block without a residual; a pool is behind a ReLU."""
-    name = _name_of(activation)
+    name = name_of(activation)
     only_constants = name is None or type(activation) not in RELUS
     parameters = _parameters(input, conv, bn, activation, pool, only_constants)
     if parameters is None:
@@ -91,15 +92,7 @@ def run_block(
         return _call(pool, _call(activation, functional.conv2d(*arguments)))
     if pool is None:
         return functional.conv2d_relu(*arguments)
-    assert isinstance(pool, nn.MaxPool2d)
-    return functional.conv2d_relu_max_pool2d(
-        *arguments,
-        pool_kernel_size=pool.kernel_size,
-        pool_stride=pool.stride,
-        pool_padding=pool.padding,
-        pool_dilation=pool.dilation,
-        ceil_mode=pool.ceil_mode,
-    )
+    return functional.conv2d_relu_max_pool2d(*arguments, **pool_arguments(pool))
 
 
 class _Begun(NamedTuple):
@@ -121,8 +114,7 @@ def end_block(begun: Tensor | _Begun, residual: Tensor, add: nn.Module, activati
     """``activation(begun + residual)``, of what begin_block returned."""
     if isinstance(begun, _Begun):
         arguments, packed = begun
-        wants_gradient = torch.is_grad_enabled() and residual.requires_grad
-        name = None if is_observed(activation) or wants_gradient else _name_of(activation)
+        name = None if is_observed(activation) or not may_fuse(add, residual, *arguments[:2]) else name_of(activation)
         output = None if name is None else functional.conv2d_constant(*arguments, name, packed, residual)
         if output is not None:
             return output
@@ -131,7 +123,25 @@ def end_block(begun: Tensor | _Begun, residual: Tensor, add: nn.Module, activati
     return _call(activation, _call(add, begun, residual))
 
 
-def _name_of(activation: nn.Module | None) -> Literal["none", "relu", "relu6", "silu", "hardswish"] | None:
+def may_fuse(add: nn.Module, residual: Any, input: Tensor, weight: Tensor) -> bool:
+    """Whether the sum with a residual is the same tensor, and to the same gradients, where it is written at once."""
+    if not isinstance(residual, Tensor) or (torch.is_grad_enabled() and residual.requires_grad):
+        return False
+    if not add.swapped:
+        return True
+    # A sum is laid out as its first operand; a convolution as its input or its weight.
+    channels_last = any(suggest_memory_format(tensor) is torch.channels_last for tensor in (input, weight))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return residual.dim() == 4 and residual.is_contiguous(memory_format=memory_format)
+
+
+def pool_arguments(pool: nn.Module) -> dict[str, Any]:
+    """Those of functional.conv2d_relu_max_pool2d."""
+    names = {f"pool_{name}": getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    return {**names, "ceil_mode": pool.ceil_mode}
+
+
+def name_of(activation: nn.Module | None) -> Literal["none", "relu", "relu6", "silu", "hardswish"] | None:
     """What functional.conv2d_constant calls it; None for another."""
     if activation is None:
         return "none"
@@ -190,6 +200,7 @@ def is_observed(module: nn.Module | None) -> bool:
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl") is not None
         or not OVERRIDES.isdisjoint(own)
     )
 

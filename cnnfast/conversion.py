@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from . import blocks, fusion, nn as layers
+from .frozen import FrozenConv2d
 from .tracing import NotTraceable
 
 __all__ = ["Change", "Report", "convert", "report", "revert"]
@@ -102,7 +103,9 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
         logger.warning("convert: %s has no layer that cnnfast could take over: unchanged", type(model).__name__)
         return model
     if not inplace:
-        model = _sharing_copy(model)
+        model = copied(
+            model, "convert: model must be copyable unless inplace=True", [*model.parameters(), *model.buffers()]
+        )
     for module in model.modules():
         if _why_left(module) is None:
             module.__class__ = SWAPS[type(module)]
@@ -151,6 +154,8 @@ def report(model: nn.Module) -> Report:
 def _changes(name: str, module: nn.Module) -> Iterator[Change]:
     if type(module) in _ORIGINALS or type(module) in (layers.ConvReLU2d, layers.ConvReLUMaxPool2d):
         yield Change(name, "swapped", type(module).__name__)
+    elif type(module) is FrozenConv2d:
+        yield Change(name, "frozen", module.stages)
     elif isinstance(module, tuple(SWAPS)):
         yield Change(name, "left", _why_left(module) or "not converted")
     elif fusion.is_fused(module):
@@ -159,7 +164,7 @@ def _changes(name: str, module: nn.Module) -> Iterator[Change]:
             yield Change(name, "unfused", groups)
         else:
             yield from (Change(name, "fused", str(group)) for group in groups)
-    elif _convolutions(module):
+    elif _convolutions(module) or fusion.branches(module):
         yield Change(name, "unfused", _why_unfused(module))
 
 
@@ -173,7 +178,8 @@ def _why_left(module: nn.Module) -> str | None:
 
 
 def _why_unfused(module: nn.Module) -> str:
-    if not any(isinstance(convolution, layers.Conv2d) for convolution in _convolutions(module)):
+    convolutions = _convolutions(module)
+    if convolutions and not any(isinstance(convolution, layers.Conv2d) for convolution in convolutions):
         return "none of its convolutions was swapped"
     try:
         fusion.fuse(module)
@@ -201,9 +207,10 @@ def _parents(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _sharing_copy(model: Model) -> Model:
+def copied(model: Model, rule: str, shared: Iterable[Any] = ()) -> Model:
+    """A copy that shares the objects in ``shared``; where there can be none, ``rule`` is what was broken."""
     modules = list(model.modules())
-    shared: list[Any] = [*model.parameters(), *model.buffers()]
+    shared = list(shared)
     # A hook that is another object's method goes on telling that object, not a copy of it.
     for module in modules:
         for name, hooks in vars(module).items():
@@ -213,6 +220,4 @@ def _sharing_copy(model: Model) -> Model:
     try:
         return copy.deepcopy(model, {id(value): value for value in shared})
     except Exception as error:  # Whatever a model's own attributes raise.
-        raise RuntimeError(
-            f"convert: model must be copyable unless inplace=True, but got {type(model).__name__}: {error}"
-        ) from error
+        raise RuntimeError(f"{rule}, but got {type(model).__name__}: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-from . import tuned, tuning
+from . import tuned, tuning, tuning_cache
 from .arguments import conv2d_options
 from .autograd import public_options
 from .nn import ConvReLU2d, ConvReLUMaxPool2d, _padded
@@ -122,7 +122,8 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
 def _measured(
     module: nn.Conv2d, input: Tensor, options: tuple[Any, ...], input_gradient: bool
 ) -> dict[str, tuning.Choice]:
-    """The autotuner's choices for a module in training, and a gradient that is laid out like the output."""
+    """The autotuner's choices for a module in training, and a gradient that is laid out like the output; where it has
+    run only with what convert has fused with it, those."""
     weight, bias = module.weight.detach(), module.bias
     relu = isinstance(module, ConvReLU2d)
     grad_output = _conv2d(input, weight, None, *public_options("conv2d", options))
@@ -132,4 +133,17 @@ def _measured(
     keys = {"forward": forward, "grad_input": backward, "grad_weight": backward}
     if not input_gradient:
         del keys["grad_input"]
-    return {name: tuning.table[key] for name, key in keys.items() if key in tuning.table}
+    choices = {name: _choice(key) for name, key in keys.items()}
+    return {name: choice for name, choice in choices.items() if choice is not None}
+
+
+def _choice(key: tuning_cache.Key) -> tuning_cache.Choice | None:
+    """What was chosen for a key; else for the same convolution with another activation, residual or mask."""
+    table = tuning.table
+    if key in table:
+        return table[key]
+    op, tensors, options, _, *others = key
+    for other, choice in table.copy().items():
+        if (op, options, others) == (other[0], other[2], list(other[4:])) and other[1][: len(tensors)] == tensors:
+            return choice
+    return None

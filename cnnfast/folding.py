@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from . import library
 from .nn import Conv2d
 
-__all__ = ["Folded", "folded", "repack", "unfolded"]
+__all__ = ["Folded", "are_constants", "fold", "folded", "is_transformed", "repack", "unfolded"]
 
 _fingerprint = library.function("fingerprint")
 
@@ -72,9 +72,9 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
     tensors = _tensors(conv, bn)
     if tensors[4] is None or tensors[5] is None or bn.num_features != conv.out_channels:
         return None
-    if not _are_constants(input, *tensors):
+    if not are_constants(input, *tensors):
         return None
-    if not _is_transformed():
+    if not is_transformed():
         kept = _kept.get(conv)
         if kept is not None and kept.is_of(tensors, bn.eps):
             return kept.folded
@@ -94,7 +94,12 @@ def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:
 def unfolded(input: Tensor, conv: Conv2d) -> Folded | None:
     """Weight and bias of a convolution that no BatchNorm follows; None where they are no constants, either."""
     weight, bias = conv.weight, conv.bias
-    return Folded(weight, bias, packed=None) if _are_constants(input, weight, bias) else None
+    return Folded(weight, bias, packed=None) if are_constants(input, weight, bias) else None
+
+
+def fold(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that does both in evaluation, as new tensors."""
+    return _fold(*_tensors(conv, bn), bn.eps)
 
 
 def _tensors(conv: Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, Any, Any, Any, Any, Any]:
@@ -121,7 +126,7 @@ def _versions(tensors: tuple[Tensor | None, ...]) -> list[int | None] | None:
         return None
 
 
-def _are_constants(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+def are_constants(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody wants to know by way of what the parameters act."""
     # In 16 bits the shift would be rounded before it is added, and errors are half as large again.
     device = "cpu" if input.is_cpu else input.device.type
@@ -133,7 +138,7 @@ def _are_constants(input: Tensor, weight: Tensor, *others: Tensor | None) -> boo
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or input.dim() != 4)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether something looks at operations, or at tangents, which what is kept would hide from it."""
     return (
         library.load_error is not None

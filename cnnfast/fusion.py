@@ -212,7 +212,7 @@ def check_unfusable(module: nn.Module) -> None:
         )
 
 
-class _Link(NamedTuple):
+class Link(NamedTuple):
     """A node that is a stage of a block, and the module that it calls or that does what its function does."""
 
     stage: int
@@ -224,7 +224,7 @@ def _fuse_graph(module: nn.Module, graph: fx.Graph) -> list[Group]:
     """Replaces every group in ``graph`` by calls of cnnfast.blocks."""
     found = []
     for first in list(graph.nodes):
-        chain = _chain(module, first)
+        chain = chain_of(module, first)
         if len(chain) < 2:
             continue
         last = chain[-1].node
@@ -248,7 +248,7 @@ def _fuse_graph(module: nn.Module, graph: fx.Graph) -> list[Group]:
     return found
 
 
-def _stage(graph: fx.Graph, chain: list[_Link], stage: int) -> fx.Node | None:
+def _stage(graph: fx.Graph, chain: list[Link], stage: int) -> fx.Node | None:
     """The module of a chain's stage, as a value in the graph."""
     for at, node, module in chain:
         if at == stage:
@@ -256,9 +256,9 @@ def _stage(graph: fx.Graph, chain: list[_Link], stage: int) -> fx.Node | None:
     return None
 
 
-def _chain(module: nn.Module, node: fx.Node) -> list[_Link]:
+def chain_of(module: nn.Module, node: fx.Node) -> list[Link]:
     """A convolution and what directly follows it, each the only use of the one before."""
-    chain: list[_Link] = []
+    chain: list[Link] = []
     follower: fx.Node | None = node
     while follower is not None and (link := _link(module, follower, chain)) is not None:
         chain.append(link)
@@ -266,7 +266,7 @@ def _chain(module: nn.Module, node: fx.Node) -> list[_Link]:
     return chain
 
 
-def _link(module: nn.Module, node: fx.Node, chain: list[_Link]) -> _Link | None:
+def _link(module: nn.Module, node: fx.Node, chain: list[Link]) -> Link | None:
     """``node`` as the stage that it is behind others; behind none, as a convolution."""
     called = (_as_sum(node, chain[-1].node) if chain else None) or _as_module(module, node)
     for stage in range(chain[-1].stage + 1 if chain else 0, len(blocks.STAGES)):
@@ -280,7 +280,7 @@ def _link(module: nn.Module, node: fx.Node, chain: list[_Link]) -> _Link | None:
     if stage == blocks.POOL and (chain[-1].module.__class__ not in blocks.RELUS or chain[-2].stage == blocks.SUM):
         return None
     assert called is not None
-    return _Link(stage, node, called)
+    return Link(stage, node, called)
 
 
 def _follower(module: nn.Module, node: fx.Node) -> fx.Node | None:
@@ -339,7 +339,7 @@ def _branches_to_add_to(module: nn.Module, graph: fx.Graph) -> list[str]:
     """The names of containers that are to be inlined, so that the sum is a stage of their last convolution's block."""
     inlined: list[str] = []
     known = branches(module)
-    taken = {link.node for node in graph.nodes for link in _chain(module, node) if link.stage == blocks.SUM}
+    taken = {link.node for node in graph.nodes for link in chain_of(module, node) if link.stage == blocks.SUM}
     for node in graph.nodes:
         if node.op != "call_module" or node.target not in known or len(node.args) != 1 or node.kwargs:
             continue

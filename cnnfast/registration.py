@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch._prims_common import suggest_memory_format
 
-from . import decomposition, library, routing
+from . import decomposition, flops, library, routing
 from .autocast import lower_precision
 from .autograd import OPS, PUBLIC, Op, conv_output_size, flat_options, public_options
 
@@ -270,3 +270,4 @@ def register() -> None:
 
 if library.load_error is None:
     register()
+    flops.register()

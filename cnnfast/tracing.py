@@ -46,7 +46,7 @@ _OPCODES |= {"PUSH_EXC_INFO", "CHECK_EXC_MATCH", "SETUP_FINALLY", "BEFORE_WITH",
 #: Methods by which Python's operators call a module; torch's own are known.
 _OPERATORS = ("__call__", "__getattr__", "__getattribute__", "__getitem__", "__iter__", "__len__", "__contains__")
 _CONSTANTS = (int, float, str, bool, types.NoneType)
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _STATE = frozenset(vars(nn.Module())) - {"training"}
 _MISSING = object()
 
@@ -88,7 +88,7 @@ def _children(module: nn.Module) -> list[tuple[str, int]]:
     for parent in pending:
         for key, child in parent._modules.items():
             children.append((key, id(child)))
-            if isinstance(child, _CONTAINERS):
+            if isinstance(child, CONTAINERS):
                 pending.append(child)
     return children
 
@@ -106,7 +106,7 @@ def _members(module: nn.Module) -> list[str]:
             if child is not None:
                 name = f"{prefix}{key}"
                 names.append(f"{name}={first.setdefault(id(child), name)}")
-                if isinstance(child, _CONTAINERS):
+                if isinstance(child, CONTAINERS):
                     pending.append((f"{name}.", child))
     return names
 
@@ -120,7 +120,7 @@ def trace(module: nn.Module, inlined: Collection[str] = ()) -> tuple[dict[bool, 
     Raises:
         NotTraceable: where forward is more than what a trace can show.
     """
-    snapshot = Snapshot(module, _names_read(module))
+    snapshot = Snapshot(module, names_read(module))
     training = module.training
     graphs = {}
     try:
@@ -150,7 +150,7 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else their values, dtypes and devices would be constants
 
-    def __init__(self, inlined: Collection[str]) -> None:
+    def __init__(self, inlined: Collection[str] = ()) -> None:
         super().__init__()
         self.inlined = inlined
 
@@ -161,7 +161,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
 
-def _names_read(module: nn.Module) -> set[str]:
+def names_read(module: nn.Module) -> set[str]:
     """The attributes of self that forward and the methods it calls read as constants; all else is found harmless."""
     for name in _OPERATORS:
         value = getattr(type(module), name, None)

@@ -103,11 +103,11 @@ class autotune:
             path = None if cache is None else Path(cache).absolute()
         except TypeError:
             raise TypeError(f"autotune: cache must be a path or None, but got cache={cache!r}") from None
-        self._before = _settings
-        _apply(Settings(enabled, path, trials, float(seconds)))
+        self._before, self._settings = _settings, Settings(enabled, path, trials, float(seconds))
+        _apply(self._settings)
 
     def __enter__(self) -> None:
-        pass
+        _apply(self._settings)
 
     def __exit__(self, *exception: object) -> None:
         _apply(self._before)

@@ -156,6 +156,21 @@ def test_every_gradient_is_right(
         assert choices()[1:] == [tried]
 
 
+def test_gradients_of_one_grouped_image_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 torch's are wrong where the batch is a new dimension."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(shape, dtype=torch.float64) for shape in ((1, 8, 7, 4), (16, 4, 3, 3)))
+    grads = []
+    for memory_format, algorithm in ((torch.contiguous_format, "planned"), (torch.channels_last, "torch")):
+        choosing(monkeypatch, algorithm)
+        leaves = [tensor.contiguous(memory_format=memory_format) for tensor in (x, weight)]
+        leaves = [leaves[0][0].requires_grad_(), leaves[1].requires_grad_()]
+        with cnnfast.autotune():
+            output = cnnfast.functional.conv2d(*leaves, stride=2, groups=2)
+            grads.append(torch.autograd.grad(output.square().sum(), leaves))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
 def test_one_image() -> None:
     conv, x = conv_and_input()
     expected = F.conv2d(x[0].double(), conv.weight.double(), conv.bias.double(), padding=1)

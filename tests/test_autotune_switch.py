@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from autotuning import BACKWARD, FORMATS, OWN, choices, choosing, conv_and_input, fresh
+from torch import nn
 
 import cnnfast
 from cnnfast import info, tuned, tuning, tuning_cache
@@ -87,6 +88,24 @@ def test_explain_tells(
     assert "forward:     torch (measured: torch 10 us, " in str(found)
     assert "grad_weight: torch (measured: torch_for_weight 20 us, planned 40 us, " in str(found)
     assert cnnfast.explain(conv, x) == plain
+
+
+def test_explain_tells_of_what_convert_has_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cnnfast.convert(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU()).eval())
+    x = torch.randn(2, 8, 9, 9)
+    choosing(monkeypatch, "torch")
+    with cnnfast.autotune(), torch.no_grad():
+        model(x)
+        assert cnnfast.explain(model[0], x).forward == "torch"
+        assert not cnnfast.explain(model[0], x[:1]).measured
+
+
+def test_a_kept_switch_switches_again() -> None:
+    switch = cnnfast.autotune()
+    for _ in range(2):
+        with switch:
+            assert tuning.enabled
+        assert not tuning.enabled
 
 
 def test_environment_variables(tmp_path: Path) -> None:

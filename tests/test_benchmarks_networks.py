@@ -191,7 +191,14 @@ def test_models_agree_with_their_reference_in_every_variant(small_models):
     assert [(case.section, case.batch, case.layout) for case in cases] == [
         (section + swapped, batch, layout)
         for section, batch in (("Inference", 1), ("Inference", 8), ("Training step", 8))
-        for swapped, layout in (("", "NCHW"), ("", "channels_last"), (", layers swapped only", "NCHW"))
+        for swapped, layout in (
+            ("", "NCHW"),
+            ("", "channels_last"),
+            (", layers swapped only", "NCHW"),
+            (", frozen", "NCHW"),
+            (", frozen", "channels_last"),
+        )
+        if (section, swapped) != ("Training step", ", frozen")
     ]
     for case in cases:
         expected = case.reference()
@@ -199,7 +206,7 @@ def test_models_agree_with_their_reference_in_every_variant(small_models):
         for name, setup in case.contestants.items():
             if name != "onnxruntime":
                 assert discrepancy(setup().outputs(), expected, case.output_limit, case.gradient_limit)[1] == ""
-    assert ["onnxruntime" in case.contestants for case in cases] == [True, False, False] * 2 + [False] * 3
+    assert ["onnxruntime" in case.contestants for case in cases] == [True, False, False, True, True] * 2 + [False] * 3
     assert list(models.cases(dataclasses.replace(options, quick=True)))[0].batch == 2
 
 

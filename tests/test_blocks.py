@@ -11,26 +11,12 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from blocks_testing import FORMATS, block_input, check, groups, models, ops, shuffled
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
 from cnnfast import autograd, fusion
-
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def _shuffled(model: nn.Module) -> nn.Module:
-    """With statistics that BatchNorm does not start from."""
-    generator = torch.Generator().manual_seed(5)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
-                tensor.data.uniform_(0.5, 1.5, generator=generator)
-    return model
-
-
-def _groups(model: nn.Module) -> list[str]:
-    return [str(group) for group in fusion.groups(model)] if fusion.is_fused(model) else []
 
 
 class Basic(nn.Module):
@@ -121,41 +107,15 @@ FUSED: dict[type[nn.Module], list[str]] = {
 every_block = pytest.mark.parametrize("cls", FUSED)
 
 
-def _models(cls: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
-    """The converted model, and the model, in evaluation."""
-    torch.manual_seed(0)
-    model = _shuffled(cls()).eval()
-    return cnnfast.convert(model), model
-
-
-def _input(layout: str = "NCHW") -> Tensor:
-    x = torch.randn(2, 8, 14, 13, generator=torch.Generator().manual_seed(1))
-    return x.to(memory_format=FORMATS[layout])
-
-
-def _ops(model: nn.Module, x: Tensor) -> list[str]:
-    with torch.inference_mode(), torch.profiler.profile() as profile:
-        model(x)
-    return [event.name for event in profile.events() or []]
-
-
-def _check(ours: nn.Module, theirs: nn.Module, x: Tensor | None = None) -> None:
-    x = _input() if x is None else x
-    with torch.inference_mode():
-        actual, expected = ours(x.clone()), theirs(x.clone())
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-    assert actual.stride() == expected.stride()
-
-
 @pytest.mark.parametrize("layout", FORMATS)
 @every_block
 def test_one_op_in_inference(cls: type[nn.Module], layout: str) -> None:
-    ours, theirs = _models(cls)
-    assert _groups(ours) == FUSED[cls]
+    ours, theirs = models(cls)
+    assert groups(ours) == FUSED[cls]
     assert [line.detail for line in cnnfast.report(ours) if line.name == "" and line.action == "fused"] == FUSED[cls]
     ours, theirs = (model.to(memory_format=FORMATS[layout]) for model in (ours, theirs))
-    _check(ours, theirs, _input(layout))
-    names = _ops(ours, _input(layout))
+    check(ours, theirs, block_input(layout))
+    names = ops(ours, block_input(layout))
     unfused = ("aten::add", "aten::add_", "aten::relu", "aten::silu", "aten::hardswish", "batch_norm", "hardtanh")
     assert not any(part in name for name in names for part in unfused if not name.startswith("cnnfast"))
 
@@ -164,9 +124,9 @@ def test_one_op_in_inference(cls: type[nn.Module], layout: str) -> None:
 def test_training_and_gradients_are_the_models(cls: type[nn.Module]) -> None:
     for training in (True, False):
         results = []
-        for model in _models(cls):
+        for model in models(cls):
             model.train(training).double()
-            x = _input().double().requires_grad_()
+            x = block_input().double().requires_grad_()
             output = model(x)
             results.append([output, *torch.autograd.grad(output.sum(), [x, *model.parameters()]), *model.buffers()])
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -175,8 +135,8 @@ def test_training_and_gradients_are_the_models(cls: type[nn.Module]) -> None:
 @every_block
 def test_the_residual_alone_may_want_a_gradient(cls: type[nn.Module]) -> None:
     results = []
-    for model in _models(cls):
-        x = _input().requires_grad_()
+    for model in models(cls):
+        x = block_input().requires_grad_()
         output = model.requires_grad_(False)(x)
         results.append([output, *torch.autograd.grad(output.sum(), x)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
@@ -184,19 +144,19 @@ def test_the_residual_alone_may_want_a_gradient(cls: type[nn.Module]) -> None:
 
 @every_block
 def test_modes_follow(cls: type[nn.Module]) -> None:
-    ours, theirs = _models(cls)
+    ours, theirs = models(cls)
     for training in (True, False, True):
-        _check(ours.train(training), theirs.train(training))
+        check(ours.train(training), theirs.train(training))
     ours.eval(), theirs.eval()
     for model in (ours, theirs):  # one BatchNorm alone
         [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)][-1].train()
-    _check(ours, theirs)
+    check(ours, theirs)
 
 
 @every_block
 def test_hooks_see_what_they_saw(cls: type[nn.Module]) -> None:
     """On every module in turn: the same calls in the same order, with the same values."""
-    ours, theirs = _models(cls)
+    ours, theirs = models(cls)
     for name in [name for name, _ in ours.named_modules() if name]:
         seen: list[list[Tensor]] = []
         for model in (ours, theirs):
@@ -204,25 +164,25 @@ def test_hooks_see_what_they_saw(cls: type[nn.Module]) -> None:
             handle = model.get_submodule(name).register_forward_hook(
                 lambda module, args, output, to=values: to.append(output.clone())
             )
-            _check(model, model)
+            check(model, model)
             handle.remove()
             seen.append(values)
         assert len(seen[0]) == len(seen[1]), name
         torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
-        _check(ours, theirs)
+        check(ours, theirs)
 
 
 @every_block
 def test_hooks_on_all_modules(cls: type[nn.Module]) -> None:
     orders: list[list[str]] = []
-    for model in _models(cls):
+    for model in models(cls):
         order: list[str] = []
         names = {id(module): name for name, module in model.named_modules()}
         handle = nn.modules.module.register_module_forward_hook(
             lambda module, args, output, names=names, to=order: to.append(names[id(module)])
         )
         with torch.no_grad():
-            model(_input())
+            model(block_input())
         handle.remove()
         orders.append(order)
     assert orders[0] == orders[1]
@@ -231,12 +191,12 @@ def test_hooks_on_all_modules(cls: type[nn.Module]) -> None:
 @every_block
 def test_each_module_hooked_is_called_in_order(cls: type[nn.Module]) -> None:
     orders: list[list[str]] = []
-    for model in _models(cls):
+    for model in models(cls):
         order: list[str] = []
         for name, module in model.named_modules():
             module.register_forward_hook(lambda module, args, output, name=name, to=order: to.append(name))
         with torch.no_grad():
-            model(_input())
+            model(block_input())
         orders.append(order)
     assert orders[0] == orders[1]
 
@@ -244,16 +204,16 @@ def test_each_module_hooked_is_called_in_order(cls: type[nn.Module]) -> None:
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @every_block
 def test_copies_stay_fused(cls: type[nn.Module], how: str) -> None:
-    ours, theirs = _models(cls)
-    _check(ours, theirs)
+    ours, theirs = models(cls)
+    check(ours, theirs)
     again = copy.deepcopy(ours) if how == "deepcopy" else pickle.loads(pickle.dumps(ours))
-    assert _groups(again) == FUSED[cls]
-    _check(again, theirs)
+    assert groups(again) == FUSED[cls]
+    check(again, theirs)
 
 
 @every_block
 def test_revert(cls: type[nn.Module]) -> None:
-    ours, theirs = _models(cls)
+    ours, theirs = models(cls)
     types = [type(module) for module in theirs.modules()]
     assert [type(module) for module in cnnfast.revert(ours).modules()] == types
 
@@ -272,17 +232,17 @@ def test_another_layer_on_the_way_of_the_residual() -> None:
             out += self.shortcut(x)
             return out
 
-    ours, theirs = _models(Single)
-    assert _groups(ours) == ["conv + add"]
-    _check(ours, theirs)
+    ours, theirs = models(Single)
+    assert groups(ours) == ["conv + add"]
+    check(ours, theirs)
     for model in (ours, theirs):
         model.shortcut[0] = nn.ReLU(inplace=True)
-    _check(ours, theirs)
+    check(ours, theirs)
     for model in (ours, theirs):
         model.shortcut[0] = nn.Identity()
         model.shortcut[0].register_forward_pre_hook(lambda module, args: (args[0].mul_(2),))
     with torch.no_grad():
-        torch.testing.assert_close(ours(_input()), theirs(_input()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(block_input()), theirs(block_input()), rtol=1e-4, atol=1e-4)
 
 
 def test_a_container_with_a_forward_of_its_own_is_called() -> None:
@@ -290,157 +250,15 @@ def test_a_container_with_a_forward_of_its_own_is_called() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return -super().forward(x)
 
-    ours, theirs = _models(Inverted)
+    ours, theirs = models(Inverted)
     for model in (ours, theirs):
         model.conv = Negated(*model.conv)
-    _check(ours, theirs)
-    ours, theirs = _models(Inverted)
+    check(ours, theirs)
+    ours, theirs = models(Inverted)
     for model in (ours, theirs):
         forward = model.conv.forward
         model.conv.forward = lambda x, forward=forward: 2 * forward(x)
-    _check(ours, theirs)
-
-
-class Writing(nn.Module):
-    """``write(self, conv(x), x)`` is the whole forward, but for the convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
-
-
-class OutFirst(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn(self.conv(x)) + x, inplace=True)
-
-
-class OutLast(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.hardswish(torch.add(x, self.bn(self.conv(x))))
-
-
-class Method(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x)).add_(x).relu_()
-
-
-class PlainMethod(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x.add(self.bn(self.conv(x))))
-
-
-class UsedAgain(Writing):
-    """The residual is needed once more, and must not have been written to."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(x * 2)
-        out = self.bn(self.conv(y))
-        out += y
-        return out * y
-
-
-class IntoIdentity(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        y = x * 2
-        kept = y.view(y.shape)
-        y += self.bn(self.conv(x))
-        return y + kept
-
-
-class Twice(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn(self.conv(x))
-        return out + out
-
-
-class ResultUsedTwice(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn(self.conv(x))
-        return (out + x) * out
-
-
-class Scaled(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.add(self.bn(self.conv(x)), x, alpha=2)
-
-
-class Number(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x)) + 1.5
-
-
-class Between(Writing):
-    """What the convolution has read is changed before the sum."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x * 2
-        out = self.bn(self.conv(y))
-        y += 1
-        return out + y
-
-
-class Broadcast(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x.mean((2, 3), keepdim=True)
-        return self.bn(self.conv(x)) + residual
-
-
-class Wider(Writing):
-    """The sum is larger than the convolution's result."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = torch.stack([x, x])
-        return self.bn(self.conv(x)) + residual
-
-
-class OtherType(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x.double()
-        return F.relu(self.bn(self.conv(x)) + residual)
-
-
-class Late(Writing):
-    """The residual is computed by what might change something."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x)) + x.sin()
-
-
-class Turned(Writing):
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x.flip(3).transpose(2, 3).contiguous().transpose(2, 3)
-        return self.bn(self.conv(x)) + residual
-
-
-@pytest.mark.parametrize(
-    ("cls", "groups"),
-    [
-        (OutFirst, ["conv + bn + add + silu"]),
-        (OutLast, ["conv + bn + add + hardswish"]),
-        (Method, ["conv + bn + add + relu_"]),
-        (PlainMethod, ["conv + bn + add + relu6"]),
-        (UsedAgain, ["conv + bn + add"]),
-        (IntoIdentity, ["conv + bn"]),
-        (Twice, ["conv + bn"]),
-        (ResultUsedTwice, ["conv + bn"]),
-        (Scaled, ["conv + bn"]),
-        (Number, ["conv + bn"]),
-        (Between, ["conv + bn"]),
-        (Broadcast, ["conv + bn + add"]),
-        (Wider, ["conv + bn + add"]),
-        (OtherType, ["conv + bn + add + relu"]),
-        (Late, ["conv + bn"]),
-        (Turned, ["conv + bn + add"]),
-    ],
-)
-def test_data_flow_decides(cls: type[nn.Module], groups: list[str]) -> None:
-    ours, theirs = _models(cls)
-    assert _groups(ours) == groups
-    x = _input()
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    check(ours, theirs)
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish])
@@ -449,18 +267,19 @@ def test_data_flow_decides(cls: type[nn.Module], groups: list[str]) -> None:
 def test_activations(activation: Callable[..., nn.Module], norm: bool, inplace: bool) -> None:
     layers = [nn.Conv2d(8, 12, 3), *([nn.BatchNorm2d(12)] if norm else []), activation(inplace=inplace)]
     torch.manual_seed(0)
-    theirs = _shuffled(nn.Sequential(*layers)).eval()
+    theirs = shuffled(nn.Sequential(*layers)).eval()
     ours = cnnfast.convert(theirs)
-    assert _groups(ours) == [" + ".join(map(str, range(len(layers))))]
-    _check(ours, theirs)
+    assert groups(ours) == [" + ".join(map(str, range(len(layers))))]
+    check(ours, theirs)
     assert not any(
-        name in ("aten::silu", "aten::silu_", "aten::hardswish", "aten::hardswish_") for name in _ops(ours, _input())
+        name in ("aten::silu", "aten::silu_", "aten::hardswish", "aten::hardswish_")
+        for name in ops(ours, block_input())
     )
     for training in (True, False):
         results = []
         for model in (ours, theirs):
             model.train(training).double()
-            x = _input().double().requires_grad_()
+            x = block_input().double().requires_grad_()
             output = copy.deepcopy(model)(x)
             results.append([output, *torch.autograd.grad(output.square().sum(), x)])
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -475,16 +294,16 @@ def test_two_branches_of_one_sum() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(self.left(x) + self.right(x))
 
-    ours, theirs = _models(Both)
-    assert sum("add + relu" in group for group in _groups(ours)) == 1
-    _check(ours, theirs)
+    ours, theirs = models(Both)
+    assert sum("add + relu" in group for group in groups(ours)) == 1
+    check(ours, theirs)
 
 
 def test_what_is_kept_packed_serves_sums() -> None:
-    ours, theirs = _models(Inverted)
-    _check(ours, theirs)
+    ours, theirs = models(Inverted)
+    check(ours, theirs)
     with mock.patch.object(autograd, "_conv2d_pack_weight", wraps=autograd._conv2d_pack_weight) as pack:
-        _check(ours, theirs)
+        check(ours, theirs)
     pack.assert_not_called()
 
 
@@ -496,7 +315,25 @@ def test_operators_in_place_keep_the_object() -> None:
 
 
 def test_compiled() -> None:
-    ours, theirs = _models(Basic)
+    ours, theirs = models(Basic)
     with torch.no_grad():
         compiled = torch.compile(ours, backend="eager")
-        torch.testing.assert_close(compiled(_input()), theirs(_input()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(block_input()), theirs(block_input()), rtol=1e-4, atol=1e-4)
+
+
+def test_operations_are_counted_as_the_models() -> None:
+    ours, theirs = models(Basic)
+    counts = []
+    for model in (ours, theirs):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(block_input())
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_compiled_branch_is_called() -> None:
+    ours, theirs = models(Inverted)
+    graphs: list[fx.GraphModule] = []
+    ours.conv.compile(backend=lambda graph, inputs: graphs.append(graph) or graph)
+    check(ours, theirs)
+    assert graphs

@@ -46,6 +46,7 @@ Tensor packed_forward(const Tensor& input, const Tensor& weight, const std::opti
   CNNFAST_CHECK(input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float, kOp,
                 ": input and packed must be float32, but got input.dtype=", input.scalar_type(),
                 ", packed.dtype=", packed.scalar_type());
+  if (residual.has_value()) check_same(kOp, "residual", *residual, "input", input);
   const Tensor output = empty(input, {s.N, s.K, s.P, s.Q}, input.dim(), conv_channels_last(input, weight));
   const View<const float> x = view_of<const float>(input), w = view_of<const float>(weight);
   const View<float> y = view_of<float>(output);

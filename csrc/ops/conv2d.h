@@ -30,7 +30,6 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& bias) {
 // A residual as its kernels read it: laid out as the output.
 inline std::optional<Tensor> residual_for(const char* op, const std::optional<Tensor>& residual, const Tensor& output) {
   if (!residual.has_value()) return residual;
-  check_same(op, "residual", *residual, "input", output);
   CNNFAST_CHECK(same_size(*residual, output), op,
                 ": residual must have the shape of the output, but got residual.shape=", show_size(*residual),
                 ", output.shape=", show_size(output));
@@ -47,6 +46,7 @@ Tensor conv2d_forward_as(const Tensor& input, const Tensor& weight, const std::o
                          const std::optional<Tensor>& residual = std::nullopt) {
   const char* op = activation == Activation::relu ? "conv2d_relu" : "conv2d";
   const Conv2dShape s = conv2d_shape(op, input, weight, bias, options);
+  if (residual.has_value()) check_same(op, "residual", *residual, "input", input);
   if (is_widened<Device>(input, s)) {
     return narrowed(conv2d_forward_as<Device>(widened(input), widened(weight), widened(bias), options, activation,
                                               widened(residual)),

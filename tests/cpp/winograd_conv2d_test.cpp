@@ -115,7 +115,7 @@ TEST(winograd_is_nearest_to_the_exact_result) {
           Image<float> added(s.N, s.K, s.P, s.Q, layout);  // and a residual, which is taken away again
           CHECK(winograd_conv2d_forward(s, e.input.view(), e.weight.view(), e.bias.data(),
                                         {Activation::none, e.output.view().data}, 1, added.view()));
-          for (int64_t i = 0; i < added.data.size(); ++i) added.data[i] -= e.output.data[i];
+          for (int64_t i = 0; i < added.data.size(); ++i) added.data.data()[i] -= e.output.data[i];
           check_nearest(added, expected.output, false);
           Image<float> grad_input(s.N, s.C, s.H, s.W, layout), grad_weight(s.K, s.C / s.G, 3, 3, layout);
           CHECK(winograd_conv2d_backward_input(s, e.output.view(), e.weight.view(), nullptr, grad_input.view()));
