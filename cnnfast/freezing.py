@@ -37,8 +37,8 @@ def freeze(model: nn.Module) -> nn.Module:
 
     Of each convolution, BatchNorm is folded into the weight for good; an activation (ReLU, ReLU6, SiLU, Hardswish), the
     sum with a residual, and max-pool behind ReLU run with it. All layers are one program, a ``torch.fx.GraphModule``,
-    where forwards can be traced as by :func:`cnnfast.convert`; a module that cannot, or has a hook, is called as it is,
-    what is in it frozen. Hooks that are registered afterwards see only the program and the layers it calls. As
+    where forwards can be traced as by :func:`cnnfast.convert`; a module that cannot, or has a hook, is called, and is
+    what ``convert`` makes of it. Hooks that are registered afterwards see only the program and what it calls. As
     ``torch.jit.freeze``, in eager mode.
 
     The copy shares nothing with ``model``. It can be moved, copied, saved and compiled, and passes gradients on to its
@@ -72,15 +72,14 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    """``module`` as a program; where it cannot be, with programs in it."""
+    """``module`` as a program; where it cannot be one, fused. A program has neither the attributes nor the children
+    that what is left of Python may ask for, so that there are none in a module that runs as it was written."""
     if _is_layer(module) or not any(isinstance(child, Conv2d) for child in module.modules()):
         return module
     try:
         return _program(module)
     except tracing.NotTraceable:
-        for name, child in module._modules.items():
-            module._modules[name] = None if child is None else _frozen(child)
-        return module
+        return conversion.convert(module, inplace=True)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -104,7 +103,7 @@ def _inlined(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 def _program(module: nn.Module) -> fx.GraphModule:
-    """All of ``module`` that can be traced, with its convolutions frozen; what it calls is frozen by itself."""
+    """All of ``module`` that can be traced, with its convolutions frozen."""
     if isinstance(module, _LISTS):
         raise tracing.NotTraceable("nobody calls a list of modules")
     if blocks.is_observed(module):
