@@ -148,7 +148,9 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"report: model must be an nn.Module, but got {type(model).__name__}")
-    return Report(itertools.chain.from_iterable(_changes(name, module) for name, module in model.named_modules()))
+    frozen = [f"{name}." for name, module in model.named_modules() if type(module) is FrozenConv2d]
+    named = [(name, module) for name, module in model.named_modules() if not name.startswith(tuple(frozen))]
+    return Report(itertools.chain.from_iterable(_changes(name, module) for name, module in named))
 
 
 def _changes(name: str, module: nn.Module) -> Iterator[Change]:

@@ -138,12 +138,14 @@ def _measured(
 
 
 def _choice(key: tuning_cache.Key) -> tuning_cache.Choice | None:
-    """What was chosen for a key; else for the same convolution with another activation, residual or mask."""
+    """What was chosen for a key; else for the same convolution with another activation or residual."""
     table = tuning.table
     if key in table:
         return table[key]
-    op, tensors, options, _, *others = key
+    op, tensors, options, variant, *others = key
+    gradient = variant[1:2] if op == "conv2d_backward" else ()  # whether the input's is wanted
     for other, choice in table.copy().items():
-        if (op, options, others) == (other[0], other[2], list(other[4:])) and other[1][: len(tensors)] == tensors:
+        same = (op, options, others) == (other[0], other[2], list(other[4:]))
+        if same and other[1][: len(tensors)] == tensors and other[3][1:2][: len(gradient)] == gradient:
             return choice
     return None

@@ -61,6 +61,9 @@ def repack(module: nn.Module) -> None:
     """
     for child in module.modules():
         _kept.pop(child, None)
+        packed = vars(child).get("_packed")  # of a frozen convolution
+        if isinstance(packed, dict):
+            packed.clear()
 
 
 def folded(input: Tensor, conv: Conv2d, bn: nn.BatchNorm2d) -> Folded | None:

@@ -21,7 +21,11 @@ __all__ = ["freeze"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 #: Modules (of Python) whose classes are layers.
-_LAYERS = ("torch.nn.", "cnnfast.nn", "cnnfast.frozen")
+_LAYERS = ("torch.nn.modules.", "cnnfast.nn", "cnnfast.frozen")
+#: Attributes of a program, not of its class.
+_OF_PROGRAMS = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+#: In the meta of a node that calls a FrozenConv2d: that.
+_STEP = "cnnfast_step"
 #: FrozenConv2d's arguments, by stage of a block.
 _STAGES = {
     blocks.CONV: "conv",
@@ -41,8 +45,10 @@ def freeze(model: nn.Module) -> nn.Module:
     what ``convert`` makes of it. Hooks that are registered afterwards see only the program and what it calls. As
     ``torch.jit.freeze``, in eager mode.
 
-    The copy shares nothing with ``model``. It can be moved, copied, saved and compiled, and passes gradients on to its
-    input, but is not for training: there is no BatchNorm any more.
+    The copy shares nothing with ``model``, and holds its weights once more. It can be moved, copied, saved and
+    compiled, and passes gradients on to its input, but is not for training: there is no BatchNorm any more, and a
+    convolution's weights are buffers. A program has ``model``'s forward only, no other method or attribute. While it is
+    made, as with every ``torch.fx`` trace, no other thread may run a module.
 
     Args:
         model: a model in evaluation mode, converted or not.
@@ -95,7 +101,7 @@ def _inlined(module: nn.Module, prefix: str = "") -> Iterator[str]:
             continue
         if not isinstance(child, _LISTS):
             try:
-                tracing.names_read(child)
+                tracing.trace(child, keeps_none=False)
             except tracing.NotTraceable:
                 continue
             yield prefix + name
@@ -103,42 +109,70 @@ def _inlined(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 def _program(module: nn.Module) -> fx.GraphModule:
-    """All of ``module`` that can be traced, with its convolutions frozen."""
+    """All of ``module`` that can be traced, with its convolutions frozen. The module itself is not changed: something
+    that is called may know it, or what is in it, too."""
     if isinstance(module, _LISTS):
         raise tracing.NotTraceable("nobody calls a list of modules")
-    if blocks.is_observed(module):
+    if blocks.is_observed(module) or blocks.observes_all():
         raise tracing.NotTraceable("hooks want to see the module that they are on")
-    graphs, _ = tracing.trace(module, list(_inlined(module)))
+    graphs, _ = tracing.trace(module, list(_inlined(module)), keeps_none=False)
     graph = graphs[False]
-    steps: dict[str, nn.Module] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    for first in list(graph.nodes):
-        chain = _chain(module, first)
-        if not chain:
-            continue
+    steps: dict[tuple[Any, ...], FrozenConv2d] = {}
+    for chain in _chains(module, graph):
         key = tuple(_identity(link) for link in chain)
-        if key not in names:  # else it is called again
-            names[key] = str(first.target)
-            if names[key] in steps:  # and then other things are done
-                numbered = (f"{first.target}_{i}" for i in itertools.count(1))
-                names[key] = next(name for name in numbered if name not in steps and not _has(module, name))
+        if key not in steps:  # else it is called again
             stages: dict[str, Any] = {_STAGES[link.stage]: link.module for link in chain}
-            steps[names[key]] = FrozenConv2d(**stages)
-        last = chain[-1].node
+            steps[key] = FrozenConv2d(**stages)
+        first, last = chain[0].node, chain[-1].node
         with graph.inserting_before(last):
-            call = graph.call_module(names[key], (first.args[0], *_residuals(chain)))
+            call = graph.call_module(str(first.target), (first.args[0], *_residuals(chain)))
+        call.meta[_STEP] = steps[key]
         last.replace_all_uses_with(call)
         for link in reversed(chain):
             graph.erase_node(link.node)
+    root = _named(module, graph)
+    for name in root:
+        if hasattr(fx.GraphModule, name.partition(".")[0]) or name.partition(".")[0] in _OF_PROGRAMS:
+            raise tracing.NotTraceable(f"a program has an attribute {name.partition('.')[0]} of its own")
+    graph.lint()
+    return fx.GraphModule(root, graph, class_name=f"Frozen{type(module).__name__}").eval()
+
+
+def _named(module: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+    """What the nodes of a program refer to, by name. A step has its convolution's, or that with a number where
+    something else has it."""
+    own = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    left = {str(node.target) for node in graph.nodes if node.op == "call_module" and _STEP not in node.meta}
+    root: dict[str, Any] = {}
+    names: dict[FrozenConv2d, str] = {}
     for node in graph.nodes:
         node.type = None  # an annotation's text says nothing out of its module, and keeps programs from being pickled
-        if node.op == "call_module" and node.target not in steps:
-            steps[str(node.target)] = _frozen(module.get_submodule(str(node.target)))
-    for name, step in steps.items():
-        parent, _, own = name.rpartition(".")
-        module.get_submodule(parent)._modules[own] = step
-    graph.lint()
-    return fx.GraphModule(module, graph, class_name=f"Frozen{type(module).__name__}")
+        name = str(node.target)
+        step = node.meta.pop(_STEP, None)
+        if step is not None:
+            if step not in names:
+                numbered = (number for i in itertools.count(1) if (number := f"{name}_{i}") not in own)
+                names[step] = next(n for n in itertools.chain([name], numbered) if n not in left and n not in root)
+            node.target = names[step]
+            root[names[step]] = step
+        elif node.op == "call_module" and name not in root:
+            root[name] = _frozen(module.get_submodule(name))
+        elif node.op == "get_attr":
+            parent, _, attribute = name.rpartition(".")
+            root[name] = getattr(module.get_submodule(parent), attribute)
+    return root
+
+
+def _chains(module: nn.Module, graph: fx.Graph) -> list[list[fusion.Link]]:
+    """Disjoint: of two convolutions whose results are added, the first takes the sum."""
+    taken: set[fx.Node] = set()
+    found = []
+    for first in graph.nodes:
+        chain = list(itertools.takewhile(lambda link: link.node not in taken, _chain(module, first)))
+        if chain:
+            taken.update(link.node for link in chain)
+            found.append(chain)
+    return found
 
 
 def _chain(module: nn.Module, first: fx.Node) -> list[fusion.Link]:
@@ -159,11 +193,6 @@ def _folds(conv: nn.Module, bn: nn.Module) -> bool:
     if bn.running_mean is None or bn.running_var is None or bn.num_features != conv.out_channels:
         return False
     return conv.weight.dtype in (torch.float32, torch.float64)
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    parent, _, own = name.rpartition(".")
-    return hasattr(module.get_submodule(parent), own)
 
 
 def _identity(link: fusion.Link) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ class FrozenConv2d(nn.Module):
             self.register_module(name, module)
         self._name = blocks.name_of(activation)
         self._packed: dict[Any, Tensor] = {}
-        self._packed_of: tuple[Tensor, int] | None = None
+        self._packed_of: tuple[int, int] | None = None
         self.training = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -56,7 +56,8 @@ class FrozenConv2d(nn.Module):
         arguments = (input, weight, bias, own["stride"], padding, own["dilation"], own["groups"])
         add: Any = self._modules["add"]
         if (
-            self._modules["pool"] is None
+            isinstance(input, Tensor)
+            and self._modules["pool"] is None
             and folding.are_constants(input, weight, bias)
             and not folding.is_transformed()
             and (add is None or blocks.may_fuse(add, residual, input, weight))
@@ -70,10 +71,16 @@ class FrozenConv2d(nn.Module):
         """What the weight was packed to: emptied where it is another one since, by ``to`` or ``load_state_dict``."""
         if type(weight) is not Tensor or not weight.is_cpu or weight.is_inference():
             return None
-        of = self._packed_of
-        if of is None or of[0] is not weight or of[1] != weight._version:
-            self._packed, self._packed_of = {}, (weight, weight._version)
+        now = (weight.data_ptr(), weight._version)
+        if now != self._packed_of:
+            if weight.is_shared():  # another process may write
+                return None
+            self._packed, self._packed_of = {}, now
         return self._packed
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._packed, self._packed_of = {}, None
+        return super()._apply(*args, **kwargs)
 
     def _one_by_one(self, arguments: tuple[Any, ...], residual: Tensor | None) -> Tensor:
         if self.add is None and isinstance(self.activation, blocks.RELUS):

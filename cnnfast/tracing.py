@@ -111,16 +111,19 @@ def _members(module: nn.Module) -> list[str]:
     return names
 
 
-def trace(module: nn.Module, inlined: Collection[str] = ()) -> tuple[dict[bool, fx.Graph], Snapshot]:
+def trace(
+    module: nn.Module, inlined: Collection[str] = (), keeps_none: bool = True
+) -> tuple[dict[bool, fx.Graph], Snapshot]:
     """The graphs of ``module.forward`` in training (True) and in evaluation (False), every module call a leaf but those
     of ``inlined`` containers.
 
-    fx changes nn.Module for the time of a trace: no other thread may run one meanwhile.
+    fx changes nn.Module for the time of a trace: no other thread may run one meanwhile. Without ``keeps_none`` a
+    forward may not ask whether an argument is None: the trace keeps the answer for arguments that are not.
 
     Raises:
         NotTraceable: where forward is more than what a trace can show.
     """
-    snapshot = Snapshot(module, names_read(module))
+    snapshot = Snapshot(module, names_read(module, keeps_none))
     training = module.training
     graphs = {}
     try:
@@ -161,7 +164,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
 
-def names_read(module: nn.Module) -> set[str]:
+def names_read(module: nn.Module, keeps_none: bool = True) -> set[str]:
     """The attributes of self that forward and the methods it calls read as constants; all else is found harmless."""
     for name in _OPERATORS:
         value = getattr(type(module), name, None)
@@ -177,7 +180,7 @@ def names_read(module: nn.Module) -> set[str]:
     pending, seen = [forward], {forward}
     while pending:
         function = pending.pop()
-        own = set(_own_attributes(module, function))
+        own = set(_own_attributes(module, function, keeps_none))
         for name in own:
             method = _method(module, name)
             if method is not None and method not in seen:
@@ -204,7 +207,7 @@ def _method(module: nn.Module, name: str) -> types.FunctionType | None:
     return None
 
 
-def _own_attributes(module: nn.Module, function: types.FunctionType) -> Iterator[str]:
+def _own_attributes(module: nn.Module, function: types.FunctionType, keeps_none: bool) -> Iterator[str]:
     """What ``function`` reads of its first argument, nested functions included."""
     name, main = function.__name__, function.__code__
     if set(main.co_freevars) - {"__class__"}:
@@ -214,7 +217,7 @@ def _own_attributes(module: nn.Module, function: types.FunctionType) -> Iterator
             raise NotTraceable(f"{name} has a default of type {type(default).__name__}")
     this = main.co_varnames[0] if main.co_argcount else ""
     for code in _codes(main):
-        on_self = on_child = False
+        on_self = on_child = of_self = none = False
         for instruction in dis.get_instructions(code):
             opcode, value = instruction.opname, instruction.argval
             if opcode in _OPCODES or "WITH" in opcode:
@@ -224,6 +227,13 @@ def _own_attributes(module: nn.Module, function: types.FunctionType) -> Iterator
             if opcode.startswith(("STORE_FAST", "STORE_DEREF", "DELETE_FAST")) and this in _variables(value):
                 raise NotTraceable(f"{name} assigns to {this}")
             is_attribute = opcode in ("LOAD_ATTR", "LOAD_METHOD")
+            if opcode == "IS_OP" or opcode.endswith("_NONE"):
+                # Converted modules are fused where all arguments are tensors: none is None, but one may be another.
+                for_none = none or opcode != "IS_OP"
+                if not (of_self or (for_none and keeps_none)):
+                    raise NotTraceable(f"{name} asks what an object is ({opcode})")
+            none = opcode == "LOAD_CONST" and value is None
+            of_self = is_attribute and on_self or of_self and none
             if is_attribute and on_self:
                 yield value
             elif is_attribute and (on_child or value not in _ATTRIBUTES):

@@ -107,7 +107,9 @@ class autotune:
         _apply(self._settings)
 
     def __enter__(self) -> None:
-        _apply(self._settings)
+        if _settings is not self._settings:
+            self._before = _settings
+            _apply(self._settings)
 
     def __exit__(self, *exception: object) -> None:
         _apply(self._before)

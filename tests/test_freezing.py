@@ -265,6 +265,124 @@ def test_shared_layers() -> None:
     check(frozen, model)
 
 
+class ByKeyword(nn.Module):
+    """A call by keyword is no convolution that runs with what follows: it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(input=F.relu(self.bn(self.conv(x))))
+
+
+class Summed(ByKeyword):
+    """The second use of a convolution is a residual of another's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x))
+        a = self.conv(y)
+        b = self.bn(self.conv(x))
+        return F.relu(a + b)
+
+
+class InTwoPlaces(nn.Module):
+    """One block for two parents, of which one cannot be traced, and a method of it kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+        self.other = Holding(self.block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.block(x))
+
+
+class Holding(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.blocks = block, [block, block]
+
+    def forward(self, x: Tensor, times: int = 2) -> Tensor:
+        for block in self.blocks[:times]:
+            x = block(x)
+        return x
+
+
+class Checking(nn.Module):
+    """Its trace fails, which is no reason not to trace what is around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError("images")
+        return x
+
+
+class Named(nn.Module):
+    """Names that a program has for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.meta, self.code = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(self.meta(self.code(x)))
+
+
+@pytest.mark.parametrize(
+    ("cls", "frozen_layers"),
+    [
+        (ByKeyword, ["conv_1"]),
+        (Summed, ["conv", "conv_1", "conv_2"]),
+        (InTwoPlaces, ["block.0"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Checking(), nn.Conv2d(4, 4, 1)), ["0", "2"]),
+        (Named, []),
+    ],
+)
+def test_unusual_networks(cls: Callable[[], nn.Module], frozen_layers: list[str]) -> None:
+    model = network(cls)
+    frozen = cnnfast.freeze(model)
+    assert sorted(layers(frozen)) == frozen_layers
+    check(frozen, model)
+    check(cnnfast.freeze(frozen), model)
+    around = nn.Sequential(model, nn.Conv2d(model(images()).shape[1], 2, 1)).eval()
+    check(cnnfast.freeze(nn.Sequential(frozen, around[1]).eval()), around)
+
+
+def test_what_arguments_are_is_asked_at_each_call() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            return self.conv(x) if skip is None or skip is x else self.conv(x) + skip
+
+    model, x = network(Optional), images()
+    frozen = cnnfast.freeze(model)
+    for skip in (None, x, x.clone()):
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x, skip), model(x, skip), rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_are_forgotten() -> None:
+    model, x = network(lambda: nn.Sequential(nn.Conv2d(96, 40, 1))), torch.randn(1, 96, 7, 7)
+    frozen = cnnfast.freeze(model)
+    conv = frozen.get_submodule("0")
+    check(frozen, model, x)
+    with torch.no_grad():
+        for tensor in (model[0].weight, conv.weight):
+            tensor.data.mul_(2)  # nobody is told
+    cnnfast.repack(frozen)
+    check(frozen, model, x)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    torch.utils.swap_tensors(conv.weight, torch.zeros_like(conv.weight))
+    check(frozen, model, x)
+    frozen.bfloat16()
+    assert not conv._packed
+
+
 def test_batch_norm_without_statistics_stays() -> None:
     model = network(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)))
     frozen = cnnfast.freeze(model)
@@ -300,6 +418,7 @@ def test_report_and_repr() -> None:
     lines = {line.name: line for line in cnnfast.report(frozen)}
     assert lines["stem.0"].action == "frozen" and lines["stem.0"].detail == "conv + relu + pool"
     assert lines["blocks.0.conv3"].detail == "conv + add + relu"
+    assert not any(line.action == "left" for line in lines.values())
     assert "kernel_size=(3, 3)" in repr(frozen.get_submodule("stem.0"))
 
 
@@ -312,6 +431,11 @@ def test_errors() -> None:
         cnnfast.freeze(model)
     with pytest.raises(RuntimeError, match="but it is in training mode"):
         cnnfast.freeze(network().train())
+    frozen = cnnfast.freeze(network())
+    with pytest.raises(TypeError, match="^conv2d.*input must be a Tensor, but got input=str"):
+        frozen("image")
+    with pytest.raises(RuntimeError, match="^conv2d: "):
+        cnnfast.freeze(network(lambda: nn.Sequential(nn.Conv2d(96, 40, 1))))(torch.zeros(1, 95, 7, 7))
     model = network()
     model.lock = __import__("threading").Lock()
     with pytest.raises(RuntimeError, match="^freeze: model must be copyable, but got Network: "):

@@ -371,3 +371,19 @@ def test_fx_and_jit_take_what_is_fused() -> None:
     converted = cnnfast.convert(model)
     for traced in (torch.fx.symbolic_trace(converted), torch.jit.trace(converted, _input())):
         torch.testing.assert_close(traced(_input()), model(_input()))
+
+
+def test_whether_arguments_are_the_same_object_is_asked_at_each_call() -> None:
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            out = self.relu(self.conv(x))
+            return out if x is y else out + y
+
+    model, x = Same(), torch.randn(1, 3, 4, 4)
+    fast = cnnfast.convert(model)
+    for y in (x, x.clone()):
+        torch.testing.assert_close(fast(x, y), model(x, y))

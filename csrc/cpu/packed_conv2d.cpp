@@ -25,7 +25,7 @@ bool pays_to_keep(const Conv2dShape& s, const Strides& weight, const Strides& ou
 Tensor pack_weight(const Tensor& input, const Tensor& weight, const IntList& options) {
   constexpr const char* kOp = "conv2d_pack_weight";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
-  const Conv2dShape s = conv2d_shape(kOp, input, weight, std::nullopt, conv2d_options(options));
+  const Conv2dShape s = conv2d_shape("conv2d", input, weight, std::nullopt, conv2d_options(options));
   if (input.scalar_type() != ScalarType::Float) return empty_vector(input, 0);
   const Strides x = view_of<const float>(input).stride;
   const Strides y = dense_strides(s.K, s.P, s.Q, conv_channels_last(input, weight));
@@ -42,7 +42,7 @@ Tensor packed_forward(const Tensor& input, const Tensor& weight, const std::opti
   constexpr const char* kOp = "conv2d_packed_forward";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
   check_epilogue<Cpu>(kOp, activation, residual);
-  const Conv2dShape s = conv2d_shape(kOp, input, weight, bias, conv2d_options(options));
+  const Conv2dShape s = conv2d_shape("conv2d", input, weight, bias, conv2d_options(options));
   CNNFAST_CHECK(input.scalar_type() == ScalarType::Float && packed.scalar_type() == ScalarType::Float, kOp,
                 ": input and packed must be float32, but got input.dtype=", input.scalar_type(),
                 ", packed.dtype=", packed.scalar_type());
