@@ -106,7 +106,8 @@ sdist-later: wheel-later
 
 test-full: cpp-asan-ubsan $(if $(missing_for_neon),,cpp-neon) sdist-later
 	$(if $(missing_for_neon),@echo "NEON was not tested: no $(missing_for_neon) here")
-	$(bin)/python -m $(pytest) -m long
+# By file: tests of one share what they build, which takes minutes.
+	$(bin)/python -m $(pytest) --dist loadfile --no-loadscope-reorder -m long
 
 # Nothing is installed: what a GPU machine has is what its users have.
 gpu-check:
