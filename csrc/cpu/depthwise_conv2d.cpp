@@ -8,16 +8,23 @@
 namespace cnnfast {
 namespace {
 
+DepthwiseLayout layout_of(bool channels_last, bool in_place) {
+  if (in_place) return DepthwiseLayout::in_place;
+  return channels_last ? DepthwiseLayout::channels_last : DepthwiseLayout::planes;
+}
+
 template <class T>
 bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source, View<const T> weight, const T* bias,
             const Epilogue<T>& epilogue, View<T> output) {
   using A = Compute<T>;
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
-  if (!kernels.plan(shape, input_gradient, source.stride.c == 1, &plan)) return false;
+  const bool channels_last = source.stride.c == 1;
+  if (!kernels.plan(shape, input_gradient, layout_of(channels_last, channels_last && output.stride.c == 1), &plan))
+    return false;
   Workspace workspace(Workspace::needed<A>(plan.packed_weight));
   A* packed = workspace.take<A>(plan.packed_weight);
-  kernels.pack_weight(shape, input_gradient, weight, bias, packed);
+  kernels.pack_weight(shape, plan, input_gradient, weight, bias, packed);
   const DepthwiseGather<T> job{shape, plan, input_gradient, source, packed, epilogue, output};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {
     Workspace scratch(Workspace::needed<char>(plan.workspace_bytes));
@@ -48,12 +55,15 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
   const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr;
-  if (!kernels.backward_plan(shape, input.stride.c == 1, &plan)) return false;
+  const bool channels_last = input.stride.c == 1;
+  const bool in_place =
+      channels_last && grad_output.stride.c == 1 && output.data == nullptr && (!want_input || grad_input.stride.c == 1);
+  if (!kernels.backward_plan(shape, layout_of(channels_last, in_place), &plan)) return false;
   const int64_t sums_size = plan.slices * plan.sums;
   Workspace workspace(Workspace::needed<A>(plan.packed_weight) + Workspace::needed<A>(sums_size));
   A* packed = workspace.take<A>(plan.packed_weight);
   A* sums = workspace.take<A>(sums_size);
-  if (want_input) kernels.pack_weight(shape, true, weight, nullptr, packed);
+  if (want_input) kernels.pack_weight(shape, plan, true, weight, nullptr, packed);
   const DepthwiseBackward<T> job{shape,      plan,        grad_output,         output, input, packed,
                                  grad_input, want_weight, grad_bias != nullptr};
   parallel_tasks(plan.slices * plan.groups, [&](int64_t task) {

@@ -11,9 +11,17 @@
 
 namespace cnnfast {
 
-// A unit is a band of rows of one block of channels of one image; a task is a slice of the (image, band) pairs for a
-// group of the blocks.
+// What is known of all images of a convolution.
+enum class DepthwiseLayout {
+  planes,
+  channels_last,  // of 16 bits, or with a ReLU's output: by way of a slab
+  in_place,       // channels_last
+};
+
+// A unit is a band of rows of one block of channels of one image, in place of all blocks of the task; a task is a slice
+// of the (image, band) pairs for a group of the blocks.
 struct DepthwisePlan {
+  bool in_place;
   int64_t blocks;           // of as many channels as a register has lanes
   int64_t rows;             // of a plane
   int64_t band, bands;      // rows of a unit, and units per plane
@@ -52,12 +60,13 @@ struct DepthwiseKernels {
   using Sum = Compute<T>;
 
   // Whether depthwise is the algorithm for this shape, and its tasks.
-  bool (*plan)(const Conv2dShape&, bool input_gradient, bool channels_last, DepthwisePlan*);
+  bool (*plan)(const Conv2dShape&, bool input_gradient, DepthwiseLayout, DepthwisePlan*);
   // bias may be null.
-  void (*pack_weight)(const Conv2dShape&, bool input_gradient, View<const T> weight, const T* bias, Sum* packed);
+  void (*pack_weight)(const Conv2dShape&, const DepthwisePlan&, bool input_gradient, View<const T> weight,
+                      const T* bias, Sum* packed);
   void (*gather)(const DepthwiseGather<T>&, int64_t task, char* workspace);
 
-  bool (*backward_plan)(const Conv2dShape&, bool channels_last, DepthwisePlan*);
+  bool (*backward_plan)(const Conv2dShape&, DepthwiseLayout, DepthwisePlan*);
   // Writes the task's part of grad_input and of the sums, slice after slice.
   void (*backward)(const DepthwiseBackward<T>&, int64_t task, Sum* sums, char* workspace);
   // Adds up the slices, in order, and writes them to the gradients, each of which may be null.

@@ -53,13 +53,16 @@ class Explanation {
     const Strides x = dense_strides(s_.C, s_.H, s_.W, channels_last_);
     return kFloat && direct_conv2d_takes_backward(s_, input_gradient ? &x : nullptr);
   }
+  static DepthwiseLayout layout(bool channels_last) {
+    return channels_last ? DepthwiseLayout::in_place : DepthwiseLayout::planes;
+  }
   bool depthwise(bool input_gradient, bool channels_last) const {
     DepthwisePlan plan;
-    return cpu_kernels().of<T>().depthwise.plan(s_, input_gradient, channels_last, &plan);
+    return cpu_kernels().of<T>().depthwise.plan(s_, input_gradient, layout(channels_last), &plan);
   }
   bool depthwise_backward() const {
     DepthwisePlan plan;
-    return cpu_kernels().of<T>().depthwise.backward_plan(s_, by_channels_, &plan);
+    return cpu_kernels().of<T>().depthwise.backward_plan(s_, layout(by_channels_), &plan);
   }
 
   const Conv2dShape& s_;
