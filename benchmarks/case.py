@@ -12,7 +12,16 @@ from torch import Tensor
 from cnnfast.precision import allow_tf32
 
 from .results import Entry, Row
-from .timing import Budget, Contestant, Stopwatch, ratio_of_medians, ratio_of_rounds, spread, time_contestants
+from .timing import (
+    Budget,
+    Contestant,
+    Stopwatch,
+    in_blocks,
+    ratio_of_medians,
+    ratio_of_rounds,
+    spread,
+    time_contestants,
+)
 
 __all__ = ["OURS", "Case", "NotInstalled", "Skipped", "discrepancy", "measure"]
 
@@ -139,9 +148,11 @@ def measure(case: Case, budget: Budget, stopwatch: Stopwatch | None = None) -> R
     ]
     row.entries = [entry for entry, _ in prepared]
     contestants = [contestant for _, contestant in prepared if contestant is not None]
-    times = time_contestants(contestants, budget, stopwatch) if contestants else {}
+    times = time_contestants(contestants, budget, stopwatch, row.ours.name) if contestants else {}
     own_pool = {contestant.name for contestant in contestants if contestant.own_threads}
-    ours = times.get(row.ours.name, ([], 0))[0]
+    ours, ours_in_blocks = (times.get(name, ([], 0))[0] for name in (row.ours.name, in_blocks(row.ours.name)))
+    if ours_in_blocks:
+        row.ours.block_median = 1e3 * spread(ours_in_blocks).median
     for entry in row.entries:
         if entry.name not in times:
             continue
@@ -153,5 +164,5 @@ def measure(case: Case, budget: Budget, stopwatch: Stopwatch | None = None) -> R
             entry.gflops = case.gflop / (milliseconds.median / 1e3)
         if entry is not row.ours and ours:
             entry.paired = entry.name not in own_pool
-            entry.ratio = (ratio_of_rounds if entry.paired else ratio_of_medians)(seconds, ours)
+            entry.ratio = ratio_of_rounds(seconds, ours) if entry.paired else ratio_of_medians(seconds, ours_in_blocks)
     return row

@@ -100,8 +100,8 @@ def summary(result: Result) -> list[str]:
         f"{what}: {_figure(peak['start'])} GFLOP/s before the run, {_figure(peak['end'])} after it; shares are of the "
         "larger.",
         "Rivals: their time and, in brackets, how many times cnnfast's it is (per-round ratios' median; for "
-        f"onnxruntime and OpenVINO the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count "
-        "dense work; a dash was skipped.",
+        f"onnxruntime and OpenVINO the ratio of medians in blocks, of ours as of theirs). `{SLOWER}` and * mark "
+        "what cnnfast loses; GFLOP/s count dense work; a dash was skipped.",
     ]
     if any(row.layout for row in result.rows):
         notes.append(

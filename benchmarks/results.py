@@ -41,7 +41,8 @@ class Entry:
         median, q1, q3: in the row's unit, over ``samples`` samples of ``calls`` calls each.
         error: largest difference from the float64 reference, relative to its largest value; kept for wrong ones too.
         ratio: this entry's figure over cnnfast's; above 1 cnnfast is better. None for cnnfast itself.
-        paired: whether ``ratio`` is the median of per-round ratios, else the ratio of the medians.
+        paired: whether ``ratio`` is the median of per-round ratios, else the ratio of the medians in blocks.
+        block_median: cnnfast's median in blocks of its own calls, where a rival was timed in blocks.
         gflops: 1e9 dense-equivalent floating point operations per second; peak_share: of the measured FMA peak.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     error: float | None = None
     ratio: float | None = None
     paired: bool | None = None
+    block_median: float | None = None
     gflops: float | None = None
     peak_share: float | None = None
 

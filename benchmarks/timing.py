@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Budget", "Contestant", "Spread", "ratio_of_medians", "ratio_of_rounds", "spread", "time_contestants"]
+__all__ = [
+    "Budget",
+    "Contestant",
+    "Spread",
+    "in_blocks",
+    "ratio_of_medians",
+    "ratio_of_rounds",
+    "spread",
+    "time_contestants",
+]
 
 # A sample shorter than this is made of several calls: one reading of the clock costs about 0.1 us.
 SHORTEST_SAMPLE = 200e-6
@@ -115,17 +124,24 @@ class Stopwatch:
         return max(1, math.ceil(SHORTEST_SAMPLE / max(shortest, 1e-9)))
 
 
+def in_blocks(name: str) -> str:
+    """What the samples are named that a contestant of the rounds has from blocks."""
+    return f"{name}, in blocks"
+
+
 def time_contestants(
-    contestants: Sequence[Contestant], budget: Budget, stopwatch: Stopwatch | None = None
+    contestants: Sequence[Contestant], budget: Budget, stopwatch: Stopwatch | None = None, ours: str = ""
 ) -> dict[str, tuple[list[float], int]]:
     """Seconds per call, sample by sample, and calls per sample, by contestant's name.
 
     Contestants on the same thread pool get exactly the same number of samples: the i-th of each are from one round.
+    Where others are timed in blocks, so is ``ours``, before each of theirs: :func:`in_blocks` names these samples.
     """
     watch = stopwatch or Stopwatch()
     together = [c for c in contestants if not c.own_threads]
     apart = [c for c in contestants if c.own_threads]
-    samples: dict[str, list[float]] = {c.name: [] for c in contestants}
+    compared = [c for c in together if c.name == ours and apart]
+    samples: dict[str, list[float]] = {c.name: [] for c in contestants} | {in_blocks(c.name): [] for c in compared}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -134,6 +150,7 @@ def time_contestants(
         for group in (together, apart):
             calls |= {c.name: watch.calls_per_sample(c) for c in group}
             watch.sleep(PAUSE)
+        calls |= {in_blocks(c.name): calls[c.name] for c in compared}
         # A round's length decides how many fit, after one that only warms the caches in the order of the rounds.
         for _ in range(2):
             round_time = sum(watch.sample(c, calls[c.name]) * calls[c.name] for c in together)
@@ -143,8 +160,9 @@ def time_contestants(
             for _ in range(rounds * (segment + 1) // SEGMENTS - rounds * segment // SEGMENTS):
                 for contestant in together:
                     samples[contestant.name].append(watch.sample(contestant, calls[contestant.name]))
-            for contestant in apart:
-                samples[contestant.name] += _block(watch, contestant, calls[contestant.name], budget, len(contestants))
+            for contestant in compared + apart:
+                name = in_blocks(contestant.name) if contestant in compared else contestant.name
+                samples[name] += _block(watch, contestant, calls[name], budget, len(contestants))
     finally:
         if collecting:
             gc.enable()
@@ -152,7 +170,7 @@ def time_contestants(
 
 
 def _block(watch: Stopwatch, contestant: Contestant, calls: int, budget: Budget, contestants: int) -> list[float]:
-    """One block of calls of someone with a thread pool of their own, its first calls dropped."""
+    """One block of someone's calls, its first ones dropped."""
     watch.sleep(PAUSE)
     for _ in range(DROPPED_CALLS):
         warm = watch.sample(contestant, calls) * calls

@@ -109,6 +109,26 @@ def test_a_thread_pool_of_its_own_is_timed_apart_and_after_a_pause():
     assert len(times["pool"][0]) == len(times["a"][0]) == 6
 
 
+def test_who_is_timed_apart_is_compared_with_our_own_blocks():
+    machine = FakeMachine()
+
+    class Cold:
+        """Takes three times as long after somebody else's call, as with caches that are not warm."""
+
+        def __call__(self) -> None:
+            machine.now += 1e-3 if machine.log and machine.log[-1] == OURS else 3e-3
+            machine.log.append(OURS)
+
+    pool = machine.contestant("pool", 2e-3, own_threads=True)
+    fakes = [Contestant(OURS, Cold(), dict), machine.contestant("rival", 3e-3), pool]
+    row = measure(case_of_fakes(machine, *fakes), dataclasses.replace(FEW, fewest=6, most=6), machine.stopwatch())
+    assert row.entry("rival").ratio == pytest.approx(1) and row.ours.median == pytest.approx(3)
+    assert row.entry("pool").ratio == pytest.approx(2) and row.ours.block_median == pytest.approx(1)
+    blocks = "".join("|" if entry == PAUSE else str(entry)[0] for entry in machine.log).split("|")
+    ours, theirs = OURS[0] * (DROPPED_CALLS + 2), "p" * (DROPPED_CALLS + 2)
+    assert blocks.count(ours) == blocks.count(theirs) == 3
+
+
 def test_the_budget_bounds_the_rounds():
     for seconds, rounds in ((0.0, 3), (0.021, 10), (5.0, 12)):
         machine = FakeMachine()
