@@ -10,7 +10,7 @@ namespace {
 
 DepthwiseLayout layout_of(bool channels_last, bool in_place) {
   if (in_place) return DepthwiseLayout::in_place;
-  return channels_last ? DepthwiseLayout::channels_last : DepthwiseLayout::planes;
+  return channels_last ? DepthwiseLayout::channels_last_source : DepthwiseLayout::planes;
 }
 
 template <class T>

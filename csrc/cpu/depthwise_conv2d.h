@@ -11,12 +11,9 @@
 
 namespace cnnfast {
 
-// What is known of all images of a convolution.
-enum class DepthwiseLayout {
-  planes,
-  channels_last,  // of 16 bits, or with a ReLU's output: by way of a slab
-  in_place,       // channels_last
-};
+// How a convolution's images lie. The slab's bands depend on the source alone; in place needs all in channels_last, and
+// no ReLU to go back through (16 bits have a slab nevertheless: they are converted once).
+enum class DepthwiseLayout { planes, channels_last_source, in_place };
 
 // A unit is a band of rows of one block of channels of one image, in place of all blocks of the task; a task is a slice
 // of the (image, band) pairs for a group of the blocks.

@@ -114,15 +114,7 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
   }
 }
 
-// An image of H x W or a slab of it, in which what output (0, 0) of a unit meets without padding is at (row, column).
-// Strides in elements.
-template <class A>
-struct DepthwiseSource {
-  const A* data;
-  int64_t pitch, pixel;
-  int64_t row, column, H, W;
-};
-
+// A unit's source, at what its output (0, 0) meets without padding.
 template <class A>
 static DepthwiseSource<A> slab_source(const DepthwiseAxes& axes, const DepthwiseScratch<A>& slab) {
   return {slab.source,        slab.source_columns * kLanes<A>, kLanes<A>, -axes.h.low, -axes.w.low, slab.source_rows,
@@ -158,10 +150,8 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseSource<Comp
     const GatherAxis& h = axes.h.part[a];
     for (int64_t b = 0; b < axes.w.parts; ++b) {
       const GatherAxis& w = axes.w.part[b];
-      const int64_t row = source.row + h.origin, column = source.column + w.origin;
       depthwise_rows<A>(h.taps, axes.h.step,
-                        {source.data + row * source.pitch + column * source.pixel, source.pitch, source.pixel, row,
-                         column, source.H, source.W, axes.w.step, w.taps, weight, axes.packed_size * kLanes<A>,
+                        {source.moved(h.origin, w.origin), axes.w.step, w.taps, weight, axes.packed_size * kLanes<A>,
                          epilogue.clip(), out + a * pitch + b * pixel, axes.h.parts * pitch, axes.w.parts * pixel,
                          min(unit.rows, h.outputs - unit.first), w.outputs, max<int64_t>(unit.channels, kLanes<A>)});
       weight += (1 + h.taps * w.taps) * kLanes<A>;

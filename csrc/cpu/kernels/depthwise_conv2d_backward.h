@@ -37,10 +37,7 @@ struct DepthwiseBackwardScratch : private Scratch {
 // A unit's grad_output and input: in its slabs, or in place.
 template <class A>
 struct DepthwiseGradients {
-  const A* dy;
-  int64_t dy_pitch, dy_pixel;
-  DepthwiseSource<A> source;  // of the input gradient: dy with its padding
-  DepthwiseSource<A> input;
+  DepthwiseSource<A> dy, input;
 };
 
 // Adds a unit's part to its blocks' sums: [block][tap or, last, bias][channel of the block].
@@ -54,12 +51,9 @@ static void add_depthwise_sums(const DepthwiseBackward<T>& job, const DepthwiseG
   if (rows <= 0) return;
   if (job.want_weight) {
     fill_zeros(scratch, blocks * taps);
-    const DepthwiseSource<A>& x = gradients.input;
-    const int64_t top = x.row - s.pad_top, left = x.column - s.pad_left;
     depthwise_weight_rows<A>(
         s.R, s.stride_h,
-        {x.data + top * x.pitch + left * x.pixel, x.pitch, x.pixel, top, left, x.H, x.W, s.stride_w, s.S, gradients.dy,
-         gradients.dy_pitch, gradients.dy_pixel, rows, s.Q, channels, scratch});
+        {gradients.input.moved(-s.pad_top, -s.pad_left), gradients.dy, s.stride_w, s.S, rows, s.Q, channels, scratch});
   }
   for (int64_t block = 0; block < blocks; ++block, scratch += taps * kLanes<A>, sums += (taps + 1) * kLanes<A>) {
     const auto add = [&](int64_t index, Vec<A> sum) CNNFAST_INLINE_LAMBDA {
@@ -70,10 +64,10 @@ static void add_depthwise_sums(const DepthwiseBackward<T>& job, const DepthwiseG
         for (int64_t i = 0; i < s.S; ++i) add(r * s.S + i, load_vec(scratch + (i * s.R + r) * kLanes<A>));
     }
     if (job.want_bias) {
-      const A* dy = gradients.dy + min(block * kLanes<A>, channels - kLanes<A>);
+      const A* dy = gradients.dy.place() + min(block * kLanes<A>, channels - kLanes<A>);
       for (int64_t i = 0; i < rows; ++i) {
         Vec<A> row{};
-        for (int64_t q = 0; q < s.Q; ++q) row += load_vec(dy + i * gradients.dy_pitch + q * gradients.dy_pixel);
+        for (int64_t q = 0; q < s.Q; ++q) row += load_vec(dy + i * gradients.dy.pitch + q * gradients.dy.pixel);
         add(taps, row);
       }
     }
@@ -105,11 +99,7 @@ static DepthwiseGradients<Compute<T>> fill_slabs(const DepthwiseBackward<T>& job
                scratch.input_columns, s.H, s.W},
               job.input, scratch.input);
   }
-  const DepthwiseSource<A> source = slab_source(axes, slab);
-  return {source.data + source.row * source.pitch + source.column * source.pixel,
-          source.pitch,
-          source.pixel,
-          source,
+  return {slab_source(axes, slab),
           {scratch.input, scratch.input_columns * kLanes<A>, kLanes<A>, s.pad_top, s.pad_left, input_rows,
            scratch.input_columns}};
 }
@@ -130,15 +120,13 @@ static void depthwise_backward(const DepthwiseBackward<T>& job, int64_t task, Co
     DepthwiseGradients<A> gradients;
     if constexpr (std::is_same_v<T, A>) {
       if (plan.in_place) {
-        const View<const A>& dy = job.grad_output;
-        gradients = {dy.at(unit.n, unit.c, unit.first, 0), dy.stride.h, dy.stride.w,
-                     image_source(unit, unit.first, dy, s.P, s.Q),
+        gradients = {image_source(unit, unit.first, job.grad_output, s.P, s.Q),
                      image_source(unit, unit.first * s.stride_h, job.input, s.H, s.W)};
       }
     }
     if (!plan.in_place) gradients = fill_slabs(job, axes, unit, scratch);
     if (job.grad_input.data != nullptr) {
-      depthwise_unit<T>(axes, gradients.source, unit, job.packed_weight + block * axes.packed_size * kLanes<A>,
+      depthwise_unit<T>(axes, gradients.dy, unit, job.packed_weight + block * axes.packed_size * kLanes<A>,
                         Activation::none, job.grad_input, s.H, s.W, scratch.gradient.result);
     }
     if (job.want_weight || job.want_bias)

@@ -23,12 +23,24 @@ struct Inside {
   bool has_all(int64_t count) const { return first <= 0 && count <= last; }
 };
 
-// Some rows of outputs. Strides in elements.
+// An image of H x W or a slab of it, and a place in it, inside or not, from which something is read. Strides in
+// elements.
+template <class A>
+struct DepthwiseSource {
+  const A* data;  // of (0, 0)
+  int64_t pitch, pixel;
+  int64_t row, column, H, W;
+
+  const A* place() const { return data + row * pitch + column * pixel; }
+  DepthwiseSource moved(int64_t rows, int64_t columns) const {
+    return {data, pitch, pixel, row + rows, column + columns, H, W};
+  }
+};
+
+// Some rows of outputs.
 template <class A>
 struct DepthwiseRows {
-  const A* x;  // where the first tap of the first output is, inside the source or not
-  int64_t x_pitch, x_pixel;
-  int64_t top, left, H, W;  // its place in the source of H x W
+  DepthwiseSource<A> x;  // at the first tap of the first output
   int64_t step_w, S;
   const A* weight;       // bias, then the taps column by column, in registers
   int64_t weight_block;  // from one register of channels to the next
@@ -52,7 +64,7 @@ CNNFAST_INLINE void add_taps(const DepthwiseRows<A>& job, const A* x, const A* w
     if (!kEdge || rows.has(i.value)) {
       unroll<(kPixels - 1) * kStep + kColumns>([&](auto k) CNNFAST_INLINE_LAMBDA {
         if (kEdge && !columns.has(column + k.value)) return;
-        Vec<A> value = load_vec(x + k.value * job.x_pixel);
+        Vec<A> value = load_vec(x + k.value * job.x.pixel);
         pin(value);
         unroll<kPixels>([&](auto j) CNNFAST_INLINE_LAMBDA {
           unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
@@ -62,7 +74,7 @@ CNNFAST_INLINE void add_taps(const DepthwiseRows<A>& job, const A* x, const A* w
         });
       });
     }
-    x += job.x_pitch;
+    x += job.x.pitch;
   });
 }
 
@@ -79,7 +91,7 @@ CNNFAST_INLINE void depthwise_tile(const DepthwiseRows<A>& job, const A* x, cons
     add_taps<kR, kS, kStep, kEdge>(job, x, weight, rows, columns, 0, sum);
   } else {
     for (int64_t s = 0; s < job.S; ++s)
-      add_taps<kR, 1, kStep, kEdge>(job, x + s * job.x_pixel, weight + s * kR * kLanes<A>, rows, columns, s, sum);
+      add_taps<kR, 1, kStep, kEdge>(job, x + s * job.x.pixel, weight + s * kR * kLanes<A>, rows, columns, s, sum);
   }
   const bool clips = job.activation != Activation::none;
   const Clip<A> clip(job.activation);
@@ -94,8 +106,9 @@ CNNFAST_INLINE void depthwise_tile(const DepthwiseRows<A>& job, const A* x, cons
 // Outputs [i, i + kRows) x [j, j + kPixels) of all channels, the last register of which overlaps its neighbour.
 template <int kR, int kS, int kStep, int kRows, int kPixels, class A>
 static void depthwise_pixels(const DepthwiseRows<A>& job, int64_t i, int64_t j) {
-  const Inside rows(job.top + i * kStep, job.H), columns(job.left + j * job.step_w, job.W);
-  const A* x = job.x + i * kStep * job.x_pitch + j * job.step_w * job.x_pixel;
+  const DepthwiseSource<A> window = job.x.moved(i * kStep, j * job.step_w);
+  const Inside rows(window.row, job.x.H), columns(window.column, job.x.W);
+  const A* x = window.place();
   A* out = job.out + i * job.out_pitch + j * job.out_pixel;
   const auto all_channels = [&](auto edge) CNNFAST_INLINE_LAMBDA {
     const A* weight = job.weight;

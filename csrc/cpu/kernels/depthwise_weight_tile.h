@@ -15,15 +15,12 @@ namespace cnnfast::CNNFAST_ISA {
 // of memory.
 constexpr int64_t kDepthwiseWeightColumns = 8;
 
-// Some rows of grad_output, and the rows of input that they meet. Strides in elements.
+// Some rows of grad_output, and the rows of input that they meet.
 template <class A>
 struct DepthwiseWeightRows {
-  const A* x;  // where the first tap of the first output is, inside the input or not
-  int64_t x_pitch, x_pixel;
-  int64_t top, left, H, W;  // its place in the input of H x W
+  DepthwiseSource<A> x;  // at the first tap of the first output
+  DepthwiseSource<A> dy;
   int64_t step_w, S;
-  const A* dy;
-  int64_t dy_pitch, dy_pixel;
   int64_t rows, columns, channels;  // at least as many channels as a register has lanes
   A* sums;                          // of each block of channels: R * S registers, column by column
 };
@@ -33,10 +30,10 @@ template <int kR, int kStep, int kTaps, int kRows, bool kEdge, class A>
 CNNFAST_INLINE void depthwise_weight_tile(const DepthwiseWeightRows<A>& job, const A* x, const A* dy, int64_t count,
                                           const Inside& rows, const Inside& columns, int64_t tap, A* sums) {
   Vec<A> sum[kTaps][kR] = {};
-  for (int64_t q = 0; q < count; ++q, x += job.step_w * job.x_pixel, dy += job.dy_pixel) {
+  for (int64_t q = 0; q < count; ++q, x += job.step_w * job.x.pixel, dy += job.dy.pixel) {
     Vec<A> g[kRows];
     unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
-      g[t.value] = load_vec(dy + t.value * job.dy_pitch);
+      g[t.value] = load_vec(dy + t.value * job.dy.pitch);
       pin(g[t.value]);
     });
     const A* row = x;
@@ -44,14 +41,14 @@ CNNFAST_INLINE void depthwise_weight_tile(const DepthwiseWeightRows<A>& job, con
       if (!kEdge || rows.has(i.value)) {
         unroll<kTaps>([&](auto j) CNNFAST_INLINE_LAMBDA {
           if (kEdge && !columns.has(q * job.step_w + tap + j.value)) return;
-          const Vec<A> value = load_vec(row + j.value * job.x_pixel);
+          const Vec<A> value = load_vec(row + j.value * job.x.pixel);
           unroll<kRows>([&](auto t) CNNFAST_INLINE_LAMBDA {
             constexpr int r = i.value - t.value * kStep;
             if constexpr (r >= 0 && r < kR) sum[j.value][r] += value * g[t.value];
           });
         });
       }
-      row += job.x_pitch;
+      row += job.x.pitch;
     });
   }
   unroll<kTaps>([&](auto j) CNNFAST_INLINE_LAMBDA {
@@ -68,9 +65,9 @@ template <int kR, int kStep, int kRows, class A>
 static void depthwise_weight_pixels(const DepthwiseWeightRows<A>& job, int64_t i, int64_t j, int64_t count) {
   // As many columns of taps at a time as leave registers for four rows of grad_output.
   constexpr int kTaps = kR == 3 ? 3 : kR == 5 ? 2 : 1;
-  const Inside rows(job.top + i * kStep, job.H), columns(job.left + j * job.step_w, job.W);
-  const A* x = job.x + i * kStep * job.x_pitch + j * job.step_w * job.x_pixel;
-  const A* dy = job.dy + i * job.dy_pitch + j * job.dy_pixel;
+  const DepthwiseSource<A> window = job.x.moved(i * kStep, j * job.step_w);
+  const Inside rows(window.row, job.x.H), columns(window.column, job.x.W);
+  const A *x = window.place(), *dy = job.dy.moved(i, j).place();
   const auto all_channels = [&](auto edge) CNNFAST_INLINE_LAMBDA {
     constexpr bool kEdge = edge.value != 0;
     A* sums = job.sums;
@@ -78,12 +75,12 @@ static void depthwise_weight_pixels(const DepthwiseWeightRows<A>& job, int64_t i
       c = min(c, job.channels - kLanes<A>);
       int64_t s = 0;
       for (; s + kTaps <= job.S; s += kTaps) {
-        depthwise_weight_tile<kR, kStep, kTaps, kRows, kEdge>(job, x + s * job.x_pixel + c, dy + c, count, rows,
+        depthwise_weight_tile<kR, kStep, kTaps, kRows, kEdge>(job, x + s * job.x.pixel + c, dy + c, count, rows,
                                                               columns, s, sums + s * kR * kLanes<A>);
       }
       if constexpr (kTaps > 1) {
         for (; s < job.S; ++s) {
-          depthwise_weight_tile<kR, kStep, 1, kRows, kEdge>(job, x + s * job.x_pixel + c, dy + c, count, rows, columns,
+          depthwise_weight_tile<kR, kStep, 1, kRows, kEdge>(job, x + s * job.x.pixel + c, dy + c, count, rows, columns,
                                                             s, sums + s * kR * kLanes<A>);
         }
       }
