@@ -37,6 +37,8 @@ CASES = [
     Case("depthwise_bands", "conv2d", (2, 20, 70, 61), (20, 1, 3, 3), True, {"padding": 1, "groups": 20}),
     Case("depthwise_bands_stride_2", "conv2d", (2, 9, 90, 41), (9, 1, 5, 5), True,
          {"stride": 2, "padding": 2, "groups": 9}),
+    # In channels_last tasks of several registers of channels, the last of which overlaps its neighbour.
+    Case("depthwise_channel_groups", "conv2d", (1, 1002, 7, 6), (1002, 1, 3, 3), True, {"padding": 1, "groups": 1002}),
     Case("depthwise_slices", "conv2d", (19, 16, 14, 14), (16, 1, 3, 3), True,
          {"stride": 2, "padding": 1, "groups": 16}),
     Case("depthwise_7x3_stride_2_1", "conv2d", (1, 12, 12, 9), (12, 1, 7, 3), True,
