@@ -47,6 +47,7 @@ def _row(row: Row, rivals: list[str]) -> list[str]:
         row.shape,
         f"{_figure(ours.median)}" if ours.measured else _cell(ours),
         f"{_figure(ours.q3 - ours.q1)}" if ours.measured and row.unit == "ms" else "",
+        _figure(ours.block_median) if ours.block_median is not None else "",
         _figure(ours.gflops) if ours.gflops is not None else "",
         f"{100 * ours.peak_share:.0f} %" if ours.peak_share is not None else "",
         _figure(rate) if rate is not None else "",
@@ -63,7 +64,7 @@ def tables(result: Result) -> Iterator[tuple[str, list[str], list[list[str]], li
         sections.setdefault((row.section, row.unit), []).append(row)
     for (section, unit), rows in sections.items():
         rivals = list(dict.fromkeys(entry.name for row in rows for entry in row.entries[1:]))
-        header = ["case", "input", f"cnnfast, {unit}", "IQR", "GFLOP/s", "of peak", "GB/s", *rivals]
+        header = ["case", "input", f"cnnfast, {unit}", "IQR", "in blocks", "GFLOP/s", "of peak", "GB/s", *rivals]
         header += ["torch's best", "error (of torch's)"]
         # A case's batches one below the other, cases in the suite's order.
         order = list(dict.fromkeys(row.case for row in rows))
@@ -100,9 +101,14 @@ def summary(result: Result) -> list[str]:
         f"{what}: {_figure(peak['start'])} GFLOP/s before the run, {_figure(peak['end'])} after it; shares are of the "
         "larger.",
         "Rivals: their time and, in brackets, how many times cnnfast's it is (per-round ratios' median; for "
-        f"onnxruntime and OpenVINO the ratio of medians in blocks, of ours as of theirs). `{SLOWER}` and * mark "
-        "what cnnfast loses; GFLOP/s count dense work; a dash was skipped.",
+        f"onnxruntime and OpenVINO the ratio of medians). `{SLOWER}` and * mark what cnnfast loses; GFLOP/s count "
+        "dense work; a dash was skipped.",
     ]
+    if any(row.ours.block_median is not None for row in result.rows):
+        notes.append(
+            "onnxruntime and OpenVINO are timed in blocks of one's own calls, and compared with cnnfast's median in "
+            "such blocks."
+        )
     if any(row.layout for row in result.rows):
         notes.append(
             "torch's best is the faster of its two layouts in each row; the error is the largest against float64, of "

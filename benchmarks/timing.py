@@ -154,7 +154,8 @@ def time_contestants(
         # A round's length decides how many fit, after one that only warms the caches in the order of the rounds.
         for _ in range(2):
             round_time = sum(watch.sample(c, calls[c.name]) * calls[c.name] for c in together)
-        share = len(together) / max(1, len(contestants))
+        timed = len(contestants) + len(compared)
+        share = len(together) / max(1, timed)
         rounds = max(budget.fewest, min(budget.most, int(budget.seconds * share / max(round_time, 1e-9))))
         for segment in range(SEGMENTS):
             for _ in range(rounds * (segment + 1) // SEGMENTS - rounds * segment // SEGMENTS):
@@ -162,19 +163,19 @@ def time_contestants(
                     samples[contestant.name].append(watch.sample(contestant, calls[contestant.name]))
             for contestant in compared + apart:
                 name = in_blocks(contestant.name) if contestant in compared else contestant.name
-                samples[name] += _block(watch, contestant, calls[name], budget, len(contestants))
+                samples[name] += _block(watch, contestant, calls[name], budget, timed)
     finally:
         if collecting:
             gc.enable()
     return {name: (values, calls[name]) for name, values in samples.items()}
 
 
-def _block(watch: Stopwatch, contestant: Contestant, calls: int, budget: Budget, contestants: int) -> list[float]:
+def _block(watch: Stopwatch, contestant: Contestant, calls: int, budget: Budget, timed: int) -> list[float]:
     """One block of someone's calls, its first ones dropped."""
     watch.sleep(PAUSE)
     for _ in range(DROPPED_CALLS):
         warm = watch.sample(contestant, calls) * calls
-    fits = int(budget.seconds / contestants / SEGMENTS / max(warm, 1e-9))
+    fits = int(budget.seconds / timed / SEGMENTS / max(warm, 1e-9))
     count = max(-(-budget.fewest // SEGMENTS), min(-(-budget.most // SEGMENTS), fits))
     block = [watch.sample(contestant, calls) for _ in range(count)]
     watch.sleep(PAUSE)

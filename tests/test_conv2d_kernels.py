@@ -39,6 +39,10 @@ CASES = [
          {"stride": 2, "padding": 2, "groups": 9}),
     # In channels_last tasks of several registers of channels, the last of which overlaps its neighbour.
     Case("depthwise_channel_groups", "conv2d", (1, 1002, 7, 6), (1002, 1, 3, 3), True, {"padding": 1, "groups": 1002}),
+    Case("depthwise_channel_groups_stride_2", "conv2d", (1, 1002, 13, 12), (1002, 1, 5, 5), True,
+         {"stride": 2, "padding": 2, "groups": 1002}),
+    Case("depthwise_channel_groups_7x7", "conv2d", (1, 402, 6, 7), (402, 1, 7, 7), True,
+         {"padding": 3, "groups": 402}),
     Case("depthwise_slices", "conv2d", (19, 16, 14, 14), (16, 1, 3, 3), True,
          {"stride": 2, "padding": 1, "groups": 16}),
     Case("depthwise_7x3_stride_2_1", "conv2d", (1, 12, 12, 9), (12, 1, 7, 3), True,
@@ -126,6 +130,7 @@ def check(case: Case, dtype: torch.dtype, isa: str, layout: str, weight_layout: 
 def test_every_case(case: Case, isa: str) -> None:
     check(case, torch.float32, isa, "contiguous", "contiguous", "contiguous")
     check(case, torch.float32, isa, "channels_last", "contiguous", "channels_last")
+    check(case, torch.float32, isa, "channels_last", "contiguous", "contiguous")
     check(case, torch.float64, isa, "channels_last", "contiguous", "channels_last")
 
 
@@ -161,6 +166,25 @@ SMALL = [c for c in CASES if c.label in ("lopsided", "groups", "7x7_stride_2", "
 def test_layouts_and_dtypes(case: Case, layout: str, dtype: torch.dtype) -> None:
     for isa in ISAS:
         check(case, dtype, isa, layout, "sliced" if layout == "contiguous" else layout, layout)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", [c for c in CASES if c.label.startswith("depthwise") and c.op == "conv2d"], ids=str)
+def test_depthwise_of_some_channels(case: Case, isa: str) -> None:
+    """Pixels of channels_last that lie further apart than the channels are wide, with NaN between them."""
+    assert ops.set_cpu_isa(isa)
+    integers = [t.contiguous() for t in make_tensors(case, torch.float32, seed=1, integers=True)]
+
+    def among_others(tensor: Tensor) -> Tensor:
+        n, c, h, w = tensor.shape
+        wider = torch.full((n, c + 21, h, w), float("nan")).contiguous(memory_format=torch.channels_last)
+        return wider[:, 5 : 5 + c].copy_(tensor)
+
+    shape = getattr(F, case.op)(*(t.to("meta") for t in integers), **case.arguments).shape
+    grad_output = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(2)).float()
+    apart = (among_others(integers[0]), *integers[1:])
+    for a, b in zip(run(case, apart, among_others(grad_output)), run(case, (*integers,), grad_output), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("isa", ISAS)

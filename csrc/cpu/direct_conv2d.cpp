@@ -12,13 +12,22 @@ namespace {
 
 // The kernels that take the forward pass, if any, and their plan.
 const DirectConv2dKernels* plan_forward(const Conv2dShape& shape, const Strides& output, DirectConv2dPlan* plan) {
-  // Results by channels are transposed to NCHW, row by row; narrow rows and few channels do not repay that.
-  constexpr int64_t kNarrow = 48, kFewChannels = 16;
+  // Results by channels would have to be transposed to NCHW.
   const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
-  const bool by_columns = output.w == 1;
-  if (by_columns && (shape.Q < kNarrow || shape.K < kFewChannels) && columns.plan(shape, plan)) return &columns;
-  if (channels.plan(shape, plan)) return &channels;
-  return by_columns && columns.plan(shape, plan) ? &columns : nullptr;
+  if (output.w == 1 && columns.plan(shape, plan)) return &columns;
+  return channels.plan(shape, plan) ? &channels : nullptr;
+}
+
+// The kernels of a first layer's weight gradient, if it is one, and their plan.
+const DirectConv2dKernels* plan_backward_weight(const Conv2dShape& shape, const Strides& grad_output,
+                                                DirectConv2dBackwardPlan* plan) {
+  const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d_weight,
+                            &channels = cpu_kernels().direct_conv2d_channels;
+  if (!channels.backward_plan(shape, plan)) return nullptr;
+  DirectConv2dBackwardPlan by_columns;
+  if (grad_output.w != 1 || !columns.backward_plan(shape, &by_columns)) return &channels;
+  *plan = by_columns;
+  return &columns;
 }
 
 // What the kernels sum over the slices, in their order, and the input gradient where it is wanted.
@@ -90,27 +99,28 @@ bool direct_conv2d_forward(const Conv2dShape& shape, View<const float> input, Vi
 bool direct_conv2d_backward(const Conv2dShape& shape, View<const float> grad_output, View<const float> output,
                             View<const float> input, View<const float> weight, View<float> grad_input,
                             View<float> grad_weight, float* grad_bias) {
-  const DirectConv2dKernels &columns = cpu_kernels().direct_conv2d, &channels = cpu_kernels().direct_conv2d_channels;
+  const DirectConv2dKernels& all = cpu_kernels().direct_conv2d;
   const bool want_input = grad_input.data != nullptr, want_sums = grad_weight.data != nullptr || grad_bias != nullptr;
-  DirectConv2dBackwardPlan plan, channels_plan;
-  const bool by_channels = channels.backward_plan(shape, &channels_plan);
-  const bool by_columns = (!want_input || grad_input.stride.w == 1) && columns.backward_plan(shape, &plan);
-  if (!by_columns && (want_input || !by_channels)) return false;
-  if (want_input || !by_channels) {
-    run_backward(columns, plan, shape, grad_output, output, input, weight, grad_input,
-                 by_channels ? View<float>{} : grad_weight, by_channels ? nullptr : grad_bias);
+  DirectConv2dBackwardPlan plan, weight_plan;
+  const DirectConv2dKernels* first_layer = plan_backward_weight(shape, grad_output.stride, &weight_plan);
+  const bool takes_all = (!want_input || grad_input.stride.w == 1) && all.backward_plan(shape, &plan);
+  if (!takes_all && (want_input || first_layer == nullptr)) return false;
+  if (want_input || first_layer == nullptr) {
+    const bool sums_too = first_layer == nullptr;
+    run_backward(all, plan, shape, grad_output, output, input, weight, grad_input,
+                 sums_too ? grad_weight : View<float>{}, sums_too ? grad_bias : nullptr);
   }
-  if (by_channels && want_sums)
-    run_backward(channels, channels_plan, shape, grad_output, output, input, weight, {}, grad_weight, grad_bias);
+  if (first_layer != nullptr && want_sums)
+    run_backward(*first_layer, weight_plan, shape, grad_output, output, input, weight, {}, grad_weight, grad_bias);
   return true;
 }
 
 bool direct_conv2d_backward_weight(const Conv2dShape& shape, View<const float> input, View<const float> grad_output,
                                    View<float> grad_weight) {
-  const DirectConv2dKernels& channels = cpu_kernels().direct_conv2d_channels;
   DirectConv2dBackwardPlan plan;
-  if (!channels.backward_plan(shape, &plan)) return false;
-  run_backward(channels, plan, shape, grad_output, {}, input, {}, {}, grad_weight, nullptr);
+  const DirectConv2dKernels* kernels = plan_backward_weight(shape, grad_output.stride, &plan);
+  if (kernels == nullptr) return false;
+  run_backward(*kernels, plan, shape, grad_output, {}, input, {}, {}, grad_weight, nullptr);
   return true;
 }
 

@@ -1,7 +1,7 @@
 // Contract of algorithm `direct` for convolution without a pool, float32: vectorised over output columns, for few
-// channels, stride and dilation 1 (kernels/direct_conv2d.h, kernels/direct_conv2d_backward.h), or over output channels,
-// for a first layer of any geometry (kernels/direct_conv2d_channels.h, kernels/direct_conv2d_channels_weight.h).
-// Launchers in direct_conv2d.cpp.
+// channels and NCHW (kernels/direct_conv2d.h, kernels/direct_conv2d_weight.h; with stride 1 also the input gradient,
+// kernels/direct_conv2d_backward.h), or over output channels, for a first layer of any geometry
+// (kernels/direct_conv2d_channels.h, kernels/direct_conv2d_channels_weight.h). Launchers in direct_conv2d.cpp.
 #pragma once
 
 #include <cstdint>

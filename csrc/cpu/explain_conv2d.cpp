@@ -60,6 +60,7 @@ class Explanation {
     DepthwisePlan plan;
     return cpu_kernels().of<T>().depthwise.plan(s_, input_gradient, layout(channels_last), &plan);
   }
+  // (Back through a ReLU the layout is another; only the widest rows, which need the most memory, are told by it.)
   bool depthwise_backward() const {
     DepthwisePlan plan;
     return cpu_kernels().of<T>().depthwise.backward_plan(s_, layout(by_channels_), &plan);

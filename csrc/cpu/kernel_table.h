@@ -34,7 +34,7 @@ struct CpuKernels {
   KernelsOf<bfloat16> bf16;
   KernelsOf<float16> f16;
   // float32 only; other types go the general way.
-  DirectConv2dKernels direct_conv2d, direct_conv2d_channels;
+  DirectConv2dKernels direct_conv2d, direct_conv2d_weight, direct_conv2d_channels;
   WinogradConv2dKernels winograd_conv2d;
   ConvReluMaxPool2dKernels conv2d_relu_max_pool2d;
   ChannelsLastKernels channels_last;

@@ -38,7 +38,7 @@ struct Geometry {
 
 // The first few are for algorithm `direct` to take: vectorised over columns in NCHW, over the output channels of a
 // first layer in any layout.
-constexpr size_t kDirectBackwardGeometries = 4, kDirectGeometries = 6, kFirstLayers = 13;
+constexpr size_t kDirectBackwardGeometries = 4, kDirectGeometries = 8, kFirstLayers = 16;
 constexpr int64_t kFirstLayerChannels = 4;
 constexpr Geometry kGeometries[] = {
     {2, 1, 28, 28, 12, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1},    // the lecture's
@@ -47,6 +47,8 @@ constexpr Geometry kGeometries[] = {
     {2, 9, 41, 40, 7, 5, 7, 1, 1, 1, 4, 0, 6, 0, 1, 1},     // three blocks of taps, all the padding a kernel can meet
     {1, 4, 90, 47, 2, 5, 2, 1, 1, 1, 0, 3, 1, 0, 1, 1},     // more than one band, tails, padding on one side
     {2, 3, 30, 30, 5, 3, 3, 1, 1, 1, 3, 3, 3, 3, 1, 1},     // more padding than that: forward only
+    {2, 5, 33, 61, 10, 4, 5, 1, 3, 2, 2, 1, 3, 0, 1, 1},    // even and odd columns apart
+    {1, 9, 12, 201, 13, 3, 8, 1, 1, 2, 1, 1, 7, 0, 1, 1},   // with rows of several tiles
     {2, 3, 23, 29, 20, 7, 7, 1, 2, 2, 3, 3, 3, 3, 1, 1},    // ResNet's in small; an odd number of registers
     {1, 3, 31, 39, 64, 11, 11, 1, 4, 4, 2, 2, 2, 2, 1, 1},  // AlexNet's; rows of less than two tiles
     {2, 4, 12, 120, 33, 4, 4, 1, 4, 4, 0, 0, 0, 0, 1, 1},   // patches, which are read where they lie
@@ -54,6 +56,7 @@ constexpr Geometry kGeometries[] = {
     {2, 1, 9, 75, 3, 5, 2, 1, 1, 3, 4, 0, 0, 3, 2, 5},      // channels of less than a register, everything odd
     {1, 3, 3, 5, 30, 3, 3, 1, 5, 4, 4, 4, 4, 4, 1, 1},      // windows in the padding alone
     {3, 3, 64, 130, 9, 3, 3, 1, 2, 2, 1, 1, 1, 1, 1, 1},    // several bands
+    {2, 3, 140, 75, 34, 3, 3, 1, 1, 2, 0, 1, 0, 1, 1, 1},   // and of the weight gradient's
     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1},
     {3, 5, 7, 11, 3, 2, 5, 1, 3, 2, 0, 1, 4, 2, 1, 2},    // everything odd, padding on one side
     {2, 6, 9, 8, 4, 3, 1, 2, 2, 3, 1, 1, 0, 0, 2, 1},     // groups

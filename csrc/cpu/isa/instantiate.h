@@ -32,6 +32,7 @@ constexpr CpuKernels make_kernels(const char* isa) {
           kernels_of<bfloat16>(),
           kernels_of<float16>(),
           direct_conv2d_kernels(),
+          direct_conv2d_weight_kernels(),
           direct_conv2d_channels_kernels(),
           winograd_conv2d_kernels(),
           conv2d_relu_max_pool2d_kernels(),

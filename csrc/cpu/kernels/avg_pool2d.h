@@ -10,6 +10,7 @@
 
 #include "cpu/avg_pool2d.h"
 #include "cpu/kernels/pool2d_gather.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
@@ -108,6 +109,21 @@ void average_plane(const AvgPool2dForward<T>& a, Range inner, int64_t n, int64_t
   }
 }
 
+// sum[lane] = that of the `count` elements from input + lane * plane on, in their order.
+static Vec<float> sum_planes(const float* input, int64_t plane, int64_t count) {
+  constexpr int kStep = 4;
+  Vec<float> sum{};
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    Vec<float> column[kStep];
+    load_transposed<kStep>(input + i, plane, column);
+    unroll<kStep>([&](auto j) CNNFAST_INLINE_LAMBDA { sum += column[j.value]; });
+  }
+  for (; i < count; ++i)
+    for (int lane = 0; lane < kLanes<float>; ++lane) sum[lane] += input[lane * plane + i];
+  return sum;
+}
+
 // Planes [begin, end) of one window each. Several at a time, for each sum is a chain of additions.
 template <class T>
 void average_whole_planes(const AvgPool2dForward<T>& a, int64_t begin, int64_t end) {
@@ -117,7 +133,19 @@ void average_whole_planes(const AvgPool2dForward<T>& a, int64_t begin, int64_t e
   const Divisors divisors(s, a.divisor);
   const auto divisor = static_cast<Compute<T>>(divisors.rows(0) * divisors.columns(0));
   const Range rows = window_taps(-s.pad_h, s.R, 1, s.H), columns = window_taps(-s.pad_w, s.S, 1, s.W);
-  for (int64_t plane = begin; plane < end; plane += kPlanes) {
+  int64_t plane = begin;
+  if constexpr (std::is_same_v<T, float>) {
+    // Windows of whole planes one after another: a register of planes at a time.
+    const bool dense = in.w == 1 && in.h == s.W && in.c == s.H * s.W && in.n == s.C * in.c && a.output.stride.c == 1 &&
+                       a.output.stride.n == s.C;
+    if (dense && rows.end - rows.begin == s.H && columns.end - columns.begin == s.W) {
+      for (; plane + kLanes<float> <= end; plane += kLanes<float>) {
+        const Vec<float> sum = sum_planes(a.input.at(0, 0, 0, 0) + plane * in.c, in.c, in.c);
+        store_vec(a.output.at(0, 0, 0, 0) + plane, sum / divisor);
+      }
+    }
+  }
+  for (; plane < end; plane += kPlanes) {
     const T* input[kPlanes];
     T* output[kPlanes];
     Compute<T> sum[kPlanes];

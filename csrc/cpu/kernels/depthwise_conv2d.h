@@ -21,7 +21,8 @@ namespace cnnfast::CNNFAST_ISA {
 // What a unit works on is to stay near the first cache level, a band of all channels, where they lie together, in the
 // second.
 constexpr int64_t kDepthwiseSlabBytes = 48 << 10, kDepthwiseBandBytes = 640 << 10;
-// As kTaskProducts, of kernels that wait for memory rather than for products.
+// As kTaskProducts, of kernels that wait for memory rather than for products: as long as that takes eight times as
+// many.
 constexpr int64_t kDepthwiseTaskProducts = kTaskProducts / 8;
 constexpr int64_t kMostDepthwiseTaps = 7 * 7;
 // Rows that take more even one at a time are left to implicit GEMM, which cuts them.
@@ -114,13 +115,14 @@ static void for_each_unit(const Conv2dShape& s, const DepthwisePlan& plan, int64
   }
 }
 
-// A unit's source, at what its output (0, 0) meets without padding.
+// Row `row` of an image: of which a slab holds a window,
 template <class A>
-static DepthwiseSource<A> slab_source(const DepthwiseAxes& axes, const DepthwiseScratch<A>& slab) {
-  return {slab.source,        slab.source_columns * kLanes<A>, kLanes<A>, -axes.h.low, -axes.w.low, slab.source_rows,
-          slab.source_columns};
+static DepthwiseSource<A> slab_source(const SlabWindow& window, const A* slab, int64_t row) {
+  const int64_t pitch = window.columns * kLanes<A>;
+  return {slab - window.top * pitch - window.left * kLanes<A>, pitch, kLanes<A>, row, 0, window.H, window.W};
 }
 
+// or which is read in place.
 template <class A>
 static DepthwiseSource<A> image_source(const DepthwiseUnit& unit, int64_t row, View<const A> image, int64_t H,
                                        int64_t W) {
@@ -137,7 +139,7 @@ static void depthwise_unit(const DepthwiseAxes& axes, const DepthwiseSource<Comp
   if (rows <= 0) return;
   A* out = result;
   int64_t pitch = W * kLanes<A>, pixel = kLanes<A>;
-  if constexpr (sizeof(T) == sizeof(A)) {
+  if constexpr (std::is_same_v<T, A>) {
     if (output.stride.c == 1 && unit.channels >= kLanes<A>) {
       out = output.at(unit.n, unit.c, top, 0);
       pitch = output.stride.h, pixel = output.stride.w;
@@ -171,14 +173,17 @@ static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* 
   Scratch memory(workspace);
   const DepthwiseScratch<A> slab(memory, s, axes, job.plan, backward);
   for_each_unit<A>(s, job.plan, task, [&](const DepthwiseUnit& unit, int64_t block) {
-    DepthwiseSource<A> source = slab_source(axes, slab);
-    if constexpr (sizeof(T) == sizeof(A)) {
-      if (job.plan.in_place) source = image_source(unit, unit.first * axes.h.step, job.source, H, W);
+    const int64_t row = unit.first * axes.h.step;
+    DepthwiseSource<A> source;
+    if constexpr (std::is_same_v<T, A>) {
+      if (job.plan.in_place) source = image_source(unit, row, job.source, H, W);
     }
     if (!job.plan.in_place) {
-      fill_slab({unit.n, unit.c, unit.channels, unit.first * axes.h.step + axes.h.low, axes.h.span(unit.rows),
-                 axes.w.low, slab.source_columns, H, W},
-                job.source, slab.source);
+      const SlabWindow window{
+          unit.n, unit.c, unit.channels, row + axes.h.low, axes.h.span(unit.rows), axes.w.low, slab.source_columns,
+          H,      W};
+      fill_slab(window, job.source, slab.source);
+      source = slab_source(window, slab.source, row);
     }
     depthwise_unit(axes, source, unit, job.packed_weight + block * axes.packed_size * kLanes<A>, job.epilogue,
                    job.output, backward ? s.H : s.P, backward ? s.W : s.Q, slab.result);
@@ -208,7 +213,8 @@ static DepthwisePlan cut_depthwise(const Conv2dShape& s, const DepthwiseAxes& ax
     return axes.h.span(band) * s.W * s.C * static_cast<int64_t>(sizeof(A));
   };
   if (plan.in_place) {
-    // Whole rows of all channels, read in the order of memory, before groups of channels; the last band takes the rest.
+    // Whole rows of all channels, read in the order of memory, before groups of channels, whose rows are read in
+    // pieces: of those no more than keep all threads busy. The last band takes the rest.
     const int64_t wanted = max<int64_t>(1, min(most_tasks, s.N * products / kDepthwiseTaskProducts));
     const int64_t bands =
         max(ceil_div(wanted, max<int64_t>(s.N, 1)), ceil_div(source_bytes(plan.rows), kDepthwiseBandBytes));

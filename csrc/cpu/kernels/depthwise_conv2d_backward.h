@@ -3,8 +3,8 @@
 //
 //   grad_weight[c][r][s] = sum over p, q of grad_output[c][p][q] * input[c][p * stride + r][q * stride + s]   (padded)
 //
-// Images in channels_last are read and written in place; with a ReLU, and of other layouts, a block of channels at a
-// time: grad_output is copied once for both, with zeros around it and wherever the ReLU clipped.
+// Images in channels_last are read and written in place; with a ReLU, of 16 bits, and of other layouts, a block of
+// channels at a time: grad_output is copied once for both, with zeros wherever the ReLU clipped.
 #pragma once
 
 #include "cpu/kernels/depthwise_conv2d.h"
@@ -40,6 +40,11 @@ struct DepthwiseGradients {
   DepthwiseSource<A> dy, input;
 };
 
+template <class A>
+CNNFAST_INLINE void add_register(A* to, Vec<A> sum) {
+  store_vec(to, load_vec(to) + sum);
+}
+
 // Adds a unit's part to its blocks' sums: [block][tap or, last, bias][channel of the block].
 template <class T>
 static void add_depthwise_sums(const DepthwiseBackward<T>& job, const DepthwiseGradients<Compute<T>>& gradients,
@@ -54,21 +59,23 @@ static void add_depthwise_sums(const DepthwiseBackward<T>& job, const DepthwiseG
     depthwise_weight_rows<A>(
         s.R, s.stride_h,
         {gradients.input.moved(-s.pad_top, -s.pad_left), gradients.dy, s.stride_w, s.S, rows, s.Q, channels, scratch});
-  }
-  for (int64_t block = 0; block < blocks; ++block, scratch += taps * kLanes<A>, sums += (taps + 1) * kLanes<A>) {
-    const auto add = [&](int64_t index, Vec<A> sum) CNNFAST_INLINE_LAMBDA {
-      store_vec(sums + index * kLanes<A>, load_vec(sums + index * kLanes<A>) + sum);
-    };
-    if (job.want_weight) {
+    for (int64_t block = 0; block < blocks; ++block, scratch += taps * kLanes<A>)
       for (int64_t r = 0; r < s.R; ++r)
-        for (int64_t i = 0; i < s.S; ++i) add(r * s.S + i, load_vec(scratch + (i * s.R + r) * kLanes<A>));
-    }
-    if (job.want_bias) {
-      const A* dy = gradients.dy.place() + min(block * kLanes<A>, channels - kLanes<A>);
-      for (int64_t i = 0; i < rows; ++i) {
-        Vec<A> row{};
-        for (int64_t q = 0; q < s.Q; ++q) row += load_vec(dy + i * gradients.dy.pitch + q * gradients.dy.pixel);
-        add(taps, row);
+        for (int64_t i = 0; i < s.S; ++i)
+          add_register(sums + (block * (taps + 1) + r * s.S + i) * kLanes<A>,
+                       load_vec(scratch + (i * s.R + r) * kLanes<A>));
+  }
+  if (!job.want_bias) return;
+  // A few pixels of all channels at a time, in the order of memory.
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < s.Q; j += kDepthwiseWeightColumns) {
+      const DepthwiseSource<A> pixels = gradients.dy.moved(i, j);
+      const int64_t count = min(kDepthwiseWeightColumns, s.Q - j);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const A* dy = pixels.place() + min(block * kLanes<A>, channels - kLanes<A>);
+        Vec<A> sum{};
+        for (int64_t q = 0; q < count; ++q) sum += load_vec(dy + q * pixels.pixel);
+        add_register(sums + (block * (taps + 1) + taps) * kLanes<A>, sum);
       }
     }
   }
@@ -94,14 +101,11 @@ static DepthwiseGradients<Compute<T>> fill_slabs(const DepthwiseBackward<T>& job
     }
   }
   const int64_t rows = min(unit.rows, s.P - unit.first), input_rows = (rows - 1) * s.stride_h + s.R;
-  if (job.want_weight && rows > 0) {
-    fill_slab({unit.n, unit.c, unit.channels, unit.first * s.stride_h - s.pad_top, input_rows, -s.pad_left,
-               scratch.input_columns, s.H, s.W},
-              job.input, scratch.input);
-  }
-  return {slab_source(axes, slab),
-          {scratch.input, scratch.input_columns * kLanes<A>, kLanes<A>, s.pad_top, s.pad_left, input_rows,
-           scratch.input_columns}};
+  const SlabWindow input{unit.n,     unit.c,      unit.channels,         unit.first * s.stride_h - s.pad_top,
+                         input_rows, -s.pad_left, scratch.input_columns, s.H,
+                         s.W};
+  if (job.want_weight && rows > 0) fill_slab(input, job.input, scratch.input);
+  return {slab_source(window, slab.source, unit.first), slab_source(input, scratch.input, unit.first * s.stride_h)};
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// A block of channels of some rows of one image, copied with their padding to where a register holds one pixel of as
-// many channels as there are lanes, whatever the image's layout and type; and results on the way back.
+// A block of channels of some rows of one image, copied to where a register holds one pixel of as many channels as
+// there are lanes, whatever the image's layout and type; and results on the way back.
 #pragma once
 
 #include "cpu/kernels/prefetch.h"
@@ -8,8 +8,8 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-// Rows [top, top + rows) and columns [left, left + columns) of `channels` channels from c on, of image n of H x W.
-// In its slab, rows and columns lie one after another.
+// Rows [top, top + rows) and columns [left, left + columns) of `channels` channels from c on, of image n of H x W,
+// beyond whose edges they may reach. In its slab, rows and columns lie one after another.
 struct SlabWindow {
   int64_t n, c, channels;
   int64_t top, rows, left, columns;
@@ -90,22 +90,16 @@ CNNFAST_INLINE void write_pixels(const Compute<T>* from, int64_t channels, int64
     for (int64_t c = 0; c < channels; ++c) store(to + i * stride.w + c * stride.c, from[i * kLanes<A> + c]);
 }
 
-// What lies outside the image is zero.
+// What lies outside the image is not written: nor is it read (depthwise_tile.h).
 template <class T>
 static void fill_slab(const SlabWindow& window, View<const T> from, Compute<T>* to) {
   constexpr int64_t kPixel = kLanes<Compute<T>>;
   const int64_t first = min(max<int64_t>(0, -window.left), window.columns);
   const int64_t last = max(first, min(window.columns, window.W - window.left));
-  for (int64_t r = 0; r < window.rows; ++r, to += window.columns * kPixel) {
-    const int64_t h = window.top + r;
-    if (h < 0 || h >= window.H || first == last) {
-      fill_zeros(to, window.columns);
-      continue;
-    }
-    fill_zeros(to, first);
-    read_pixels(from.at(window.n, window.c, h, window.left + first), from.stride, window.channels, last - first,
-                to + first * kPixel);
-    fill_zeros(to + last * kPixel, window.columns - last);
+  const int64_t begin = max<int64_t>(0, -window.top), end = min(window.rows, window.H - window.top);
+  for (int64_t r = begin; r < end; ++r) {
+    read_pixels(from.at(window.n, window.c, window.top + r, window.left + first), from.stride, window.channels,
+                last - first, to + (r * window.columns + first) * kPixel);
   }
 }
 

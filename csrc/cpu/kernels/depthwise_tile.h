@@ -3,9 +3,9 @@
 //
 //   out[i][j] = bias + sum over r, s of weight[r][s] * x[i * step + r][j * step + s]
 //
-// where every element is a register of neighbouring channels. What several outputs of a tile read is loaded once. The
-// source is walked in the order of memory, all channels of a pixel after one another, as the processor's prefetching
-// wants it; so weights are read anew for each tile, from the first cache level.
+// where every element is a register of neighbouring channels. What several outputs of a tile read is loaded once. An
+// image is walked in the order of memory, all channels of a pixel after one another, as the processor's prefetching
+// wants it; so weights are read anew for each tile, from the first cache level. Padding is skipped, not multiplied.
 #pragma once
 
 #include "cpu/kernels/constant.h"

@@ -1,19 +1,16 @@
 // The gradients of a direct convolution (+ ReLU), from one padded copy of grad_output per band of rows.
 //
-//   grad_input[c][h][w]     = sum over k, r, s of weight[k][c][R - 1 - r][S - 1 - s] * padded[k][h + r][w + s]
-//   grad_weight[k][c][r][s] = sum over p, q of grad_output[k][p][q] * input[c][p + r][q + s]           (input padded)
-//   grad_bias[k]            = sum over p, q of grad_output[k][p][q]
+//   grad_input[c][h][w] = sum over k, r, s of weight[k][c][R - 1 - r][S - 1 - s] * padded[k][h + r][w + s]
 //
-// where grad_output is zero wherever the ReLU clipped, and padded is grad_output within zeros. The first is the direct
-// forward with the channels' roles exchanged. Of the second, a tile is up to 4 output channels times up to 3
-// neighbouring taps, each sum a register of columns: 7 loads for 12 multiply-adds.
+// where padded is grad_output, zero wherever the ReLU clipped, within zeros: the direct forward with the channels'
+// roles exchanged. The gradients of weight and bias are of direct_conv2d_weight.h.
 #pragma once
 
-#include "cpu/kernels/direct_conv2d.h"
+#include "cpu/kernels/direct_conv2d_weight.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
-constexpr int kWeightTileChannels = 4, kWeightTileTaps = 3;
+constexpr int64_t kMostGradients = 64;             // channels of grad_output, of which a band is summed over
 constexpr int64_t kBackwardBandBytes = 192 << 10;  // padded input and grad_output of a task: within the second level
 
 // The convolution whose forward is the input gradient.
@@ -42,44 +39,6 @@ struct BackwardBand {
   }
 };
 
-// Adds to sums[k * sum_stride + t]. What lies right of the last column of `dy` is zero, of `x` anything: not a number
-// times zero is not zero.
-template <int kChannels, int kTaps>
-__attribute__((noinline)) void weight_grad_tile(const float* x, int64_t x_pitch, const float* dy,
-                                                const PaddedPlanes& gradient, int64_t rows, int64_t columns,
-                                                float* sums, int64_t sum_stride) {
-  constexpr int64_t kWidth = kLanes<float>;
-  Vec<float> sum[kChannels][kTaps] = {};
-  const int64_t plane = gradient.plane();
-  for (int64_t row = 0; row < rows; ++row, x += x_pitch, dy += gradient.pitch) {
-    const auto add = [&](int64_t q, auto whole) CNNFAST_INLINE_LAMBDA {
-      Vec<float> xv[kTaps];
-      unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA {
-        xv[t.value] = load_vec(x + q + t.value);
-        if constexpr (!whole.value) xv[t.value] = first_lanes(xv[t.value], columns - q);
-        pin(xv[t.value]);
-      });
-      const float* g = dy + q;
-      unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
-        Vec<float> gv = load_vec(g);
-        // Most of its loads cross a line of 64 bytes: each counts twice, and folded into the multiply-adds (which AVX2
-        // does not mind) they are the bound.
-        if constexpr (kWidth == 16) pin(gv);
-        unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA { sum[k.value][t.value] += xv[t.value] * gv; });
-        g += plane;
-        forget_loads();
-      });
-    };
-    int64_t q = 0;
-    for (; q + kWidth <= columns; q += kWidth) add(q, Constant<1>{});
-    if (q < columns) add(q, Constant<0>{});
-  }
-  unroll<kChannels>([&](auto k) CNNFAST_INLINE_LAMBDA {
-    unroll<kTaps>(
-        [&](auto t) CNNFAST_INLINE_LAMBDA { sums[k.value * sum_stride + t.value] += lane_sum(sum[k.value][t.value]); });
-  });
-}
-
 // Rows [top, top + gradient.rows) of grad_output within its zeros, clipped where `output` is.
 static void copy_gradient(const DirectConv2dBackward& job, const Conv2dShape& gather, int64_t n, int64_t top,
                           const PaddedPlanes& gradient, float* out) {
@@ -95,44 +54,11 @@ static void copy_gradient(const DirectConv2dBackward& job, const Conv2dShape& ga
   });
 }
 
-static void add_weight_grad(const Conv2dShape& conv, const BackwardBand& band, const float* x, const float* dy,
-                            int64_t rows, float* sums) {
-  const int64_t taps = conv.R * conv.S;
-  for (int64_t k = 0; k < conv.K; k += kWeightTileChannels) {
-    const int64_t channels = min<int64_t>(kWeightTileChannels, conv.K - k);
-    for (int64_t c = 0; c < conv.C; ++c) {
-      for (int64_t r = 0; r < conv.R; ++r) {
-        for (int64_t s = 0; s < conv.S; s += kWeightTileTaps) {
-          with_constant<1, kWeightTileChannels>(channels, [&](auto channel_count) {
-            with_constant<1, kWeightTileTaps>(min<int64_t>(kWeightTileTaps, conv.S - s), [&](auto tap_count) {
-              weight_grad_tile<channel_count.value, tap_count.value>(
-                  x + c * band.input.plane() + r * band.input.pitch + s, band.input.pitch,
-                  dy + k * band.gradient.plane(), band.gradient, rows, conv.Q,
-                  sums + (k * conv.C + c) * taps + r * conv.S + s, conv.C * taps);
-            });
-          });
-        }
-      }
-    }
-  }
-}
-
-static void add_bias_grad(const Conv2dShape& conv, const PaddedPlanes& gradient, const float* dy, int64_t rows,
-                          float* sums) {
-  for (int64_t k = 0; k < conv.K; ++k) {
-    Vec<float> sum[2] = {};  // two chains of additions
-    for (int64_t row = 0; row < rows; ++row) {
-      const float* g = dy + k * gradient.plane() + row * gradient.pitch;
-      for (int64_t q = 0; q < conv.Q; q += kLanes<float>) sum[row & 1] += load_vec(g + q);
-    }
-    sums[k] += lane_sum(sum[0] + sum[1]);
-  }
-}
-
 static void direct_conv2d_backward(const DirectConv2dBackward& job, int64_t task, float* sums, char* workspace) {
   const Conv2dShape &conv = job.conv, gather = transposed(conv);
   const int64_t units = conv.N * job.plan.bands, slices = job.plan.slices;
   const BackwardBand band(conv, job.plan.band);
+  const Parts<kWeightTileChannels> blocks(conv.K);
   float* dy = reinterpret_cast<float*>(workspace);
   float* x = dy + band.gradient_floats;
   for (int64_t unit = task * units / slices; unit < (task + 1) * units / slices; ++unit) {
@@ -147,17 +73,20 @@ static void direct_conv2d_backward(const DirectConv2dBackward& job, int64_t task
     const int64_t end = index + 1 < job.plan.bands ? min(top + job.plan.band, conv.P) : conv.P, rows = end - top;
     if (rows <= 0) continue;
     const float* own = dy + gather.pad_top * band.gradient.pitch + gather.pad_left;
-    if (job.want_weight) {
-      copy_padded(conv, job.input, n, top, band.input, x);
-      add_weight_grad(conv, band, x, own, rows, sums);
+    if (job.want_weight) copy_padded(conv, job.input, n, top, band.input, x);
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      const int64_t k = blocks.begin(block);
+      const WeightBand of_weight{
+          x, band.input, own + k * band.gradient.plane(), band.gradient.plane(), band.gradient.pitch, rows};
+      add_weight_and_bias_grad(job, of_weight, k, blocks.size(block), sums);
     }
-    if (job.want_bias) add_bias_grad(conv, band.gradient, own, rows, sums + conv.K * conv.C * conv.R * conv.S);
   }
 }
 
 static bool direct_conv2d_backward_plan(const Conv2dShape& conv, DirectConv2dBackwardPlan* plan) {
   DirectConv2dPlan forward;
-  if (!direct_conv2d_plan(conv, &forward)) return false;
+  if (!direct_conv2d_plan(conv, &forward) || conv.stride_h != 1 || conv.stride_w != 1 || conv.K > kMostGradients)
+    return false;
   const Conv2dShape gather = transposed(conv);
   if (min(gather.pad_top, gather.pad_bottom) < 0 || min(gather.pad_left, gather.pad_right) < 0 || conv.C == 0)
     return false;

@@ -207,7 +207,8 @@ static void direct_conv2d_channels(const DirectConv2d& job, int64_t n, int64_t b
   // Pieces are written in about the order of memory: a few pixels with all their channels, or a band of some planes.
   const ChannelBlocks blocks(conv.K);
   const bool by_pixels = job.output.stride.c == 1 && job.plan.packed_weight * 4 <= kChannelsWeightBytes;
-  const int64_t piece_rows = by_pixels ? 1 : rows, piece_columns = by_pixels ? min(kPiecePixels, conv.Q) : conv.Q;
+  const int64_t piece_rows = by_pixels ? 1 : rows,
+                piece_columns = by_pixels && blocks.count > 1 ? min(kPiecePixels, conv.Q) : conv.Q;
   for (int64_t row = 0; row < rows; row += piece_rows) {
     for (int64_t q = 0; q < conv.Q; q += piece_columns) {
       const int64_t columns = min(piece_columns, conv.Q - q);

@@ -10,6 +10,7 @@
 
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/kernels/constant.h"
+#include "cpu/kernels/padded_planes.h"
 #include "cpu/kernels/pool_window.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -17,38 +18,12 @@ namespace cnnfast::CNNFAST_ISA {
 constexpr int kWidthChannels = 3;
 
 // Padded input of a band of pooled rows: per channel `rows` rows, each two halves of `half` columns.
-struct WidthInput {
-  int64_t rows, half;
-
+struct WidthInput : HalvedPlanes {
   WidthInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
-      : rows(2 * band + conv.R - 1),
-        half(round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)) {}
+      : HalvedPlanes{2 * band + conv.R - 1,
+                     round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)} {}
   int64_t size(const Conv2dShape& conv) const { return conv.C * 2 * rows * half; }
 };
-
-static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
-                        const WidthInput& padded, float* __restrict out) {
-  std::memset(out, 0, static_cast<size_t>(padded.size(conv)) * sizeof(float));
-  const int64_t begin_row = max<int64_t>(0, conv.pad_top - top);
-  const int64_t end_row = min(padded.rows, conv.H + conv.pad_top - top);
-  // Column 2i + parity of the padded row is column 2i + parity - pad_left of the input.
-  const int64_t left = conv.pad_left, columns = max<int64_t>(0, min(conv.W, 2 * padded.half - left));
-  float* const halves[2] = {out + (left % 2) * padded.half + left / 2,
-                            out + ((left + 1) % 2) * padded.half + (left + 1) / 2};
-  for (int64_t c = 0; c < conv.C; ++c) {
-    for (int64_t row = begin_row; row < end_row; ++row) {
-      const float* in = input.at(n, c, top + row - conv.pad_top, 0);
-      float* __restrict even = halves[0] + 2 * (c * padded.rows + row) * padded.half;
-      float* __restrict odd = halves[1] + 2 * (c * padded.rows + row) * padded.half;
-      int64_t x = 0;
-      if (input.stride.w == 1) {
-        x = columns / 2 * 2;
-        split_even_odd(in, even, odd, x / 2);
-      }
-      for (; x < columns; ++x) (x % 2 == 0 ? even : odd)[x / 2] = in[x * input.stride.w];
-    }
-  }
-}
 
 // `x` points at the window row's first input row, at the register's first column; sums start at the bias.
 template <int kChannels, int kSize, bool kWithCode>

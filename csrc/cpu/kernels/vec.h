@@ -279,24 +279,30 @@ CNNFAST_INLINE uint64_t equal_bytes(const uint8_t* p, uint8_t value) {
 #endif
 }
 
-// even[i] = from[2 * i] and odd[i] = from[2 * i + 1], i < count. In blocks of 4, of which the last overlaps its
-// neighbour. (Registers of 32 bytes would need shuffles across their halves, which cost more than they save.)
+// even[i] = from[2 * i] and odd[i] = from[2 * i + 1], i < count. In blocks, of which the last overlaps its neighbour.
+// (Registers of 32 bytes would need shuffles across their halves, which cost more than they save.)
 CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd, int64_t count) {
-  typedef float Block __attribute__((vector_size(16)));
-  if (count < 4) {
-    for (int64_t i = 0; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
-    return;
-  }
-  for (int64_t i = 0; i < count; i += 4) {
-    if (i + 4 > count) i = count - 4;
-    Block low, high;
-    std::memcpy(&low, from + 2 * i, sizeof low);
-    std::memcpy(&high, from + 2 * i + 4, sizeof high);
-    const Block evens = __builtin_shufflevector(low, high, 0, 2, 4, 6);
-    const Block odds = __builtin_shufflevector(low, high, 1, 3, 5, 7);
-    std::memcpy(even + i, &evens, sizeof evens);
-    std::memcpy(odd + i, &odds, sizeof odds);
-  }
+  const auto blocks = [&](auto lanes) CNNFAST_INLINE_LAMBDA {
+    constexpr int64_t kCount = decltype(lanes)::value;
+    using Block = Lanes<float, kCount>;
+    for (int64_t i = 0; i < count; i += kCount) {
+      if (i + kCount > count) i = count - kCount;
+      Block low, high;
+      std::memcpy(&low, from + 2 * i, sizeof low);
+      std::memcpy(&high, from + 2 * i + kCount, sizeof high);
+      [&]<int... kLane>(std::integer_sequence<int, kLane...>) CNNFAST_INLINE_LAMBDA {
+        const Block evens = __builtin_shufflevector(low, high, (2 * kLane)...);
+        const Block odds = __builtin_shufflevector(low, high, (2 * kLane + 1)...);
+        std::memcpy(even + i, &evens, sizeof evens);
+        std::memcpy(odd + i, &odds, sizeof odds);
+      }(std::make_integer_sequence<int, kCount>{});
+    }
+  };
+#if CNNFAST_VECTOR_BYTES == 64
+  if (count >= 16) return blocks(std::integral_constant<int, 16>{});
+#endif
+  if (count >= 4) return blocks(std::integral_constant<int, 4>{});
+  for (int64_t i = 0; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
 }
 
 // Copies `count` elements in whole chunks, the last overlapping its neighbour. (memcpy of a short row of unknown length
