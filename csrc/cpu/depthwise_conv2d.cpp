@@ -8,9 +8,13 @@
 namespace cnnfast {
 namespace {
 
-DepthwiseLayout layout_of(bool channels_last, bool in_place) {
-  if (in_place) return DepthwiseLayout::in_place;
-  return channels_last ? DepthwiseLayout::channels_last_source : DepthwiseLayout::planes;
+// `all` holds for each image that is read or written, by its strides.
+template <class T, class All>
+DepthwiseLayout layout_of(View<const T> source, const All& all) {
+  if (source.stride.c == 1 && all([](const Strides& stride) { return stride.c == 1; }))
+    return DepthwiseLayout::in_place;
+  if (source.stride.c == 1) return DepthwiseLayout::channels_last_source;
+  return all([](const Strides& stride) { return stride.w == 1; }) ? DepthwiseLayout::columns : DepthwiseLayout::planes;
 }
 
 template <class T>
@@ -19,9 +23,8 @@ bool gather(const Conv2dShape& shape, bool input_gradient, View<const T> source,
   using A = Compute<T>;
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
-  const bool channels_last = source.stride.c == 1;
-  if (!kernels.plan(shape, input_gradient, layout_of(channels_last, channels_last && output.stride.c == 1), &plan))
-    return false;
+  const auto all = [&](const auto& holds) { return holds(source.stride) && holds(output.stride); };
+  if (!kernels.plan(shape, input_gradient, layout_of(source, all), &plan)) return false;
   Workspace workspace(Workspace::needed<A>(plan.packed_weight));
   A* packed = workspace.take<A>(plan.packed_weight);
   kernels.pack_weight(shape, plan, input_gradient, weight, bias, packed);
@@ -55,10 +58,11 @@ bool depthwise_conv2d_backward(const Conv2dShape& shape, View<const T> grad_outp
   const DepthwiseKernels<T>& kernels = cpu_kernels().of<T>().depthwise;
   DepthwisePlan plan;
   const bool want_input = grad_input.data != nullptr, want_weight = grad_weight.data != nullptr;
-  const bool channels_last = input.stride.c == 1;
-  const bool in_place =
-      channels_last && grad_output.stride.c == 1 && output.data == nullptr && (!want_input || grad_input.stride.c == 1);
-  if (!kernels.backward_plan(shape, layout_of(channels_last, in_place), &plan)) return false;
+  const auto all = [&](const auto& holds) {
+    return holds(input.stride) && holds(grad_output.stride) && output.data == nullptr &&
+           (!want_input || holds(grad_input.stride));
+  };
+  if (!kernels.backward_plan(shape, layout_of(input, all), &plan)) return false;
   const int64_t sums_size = plan.slices * plan.sums;
   Workspace workspace(Workspace::needed<A>(plan.packed_weight) + Workspace::needed<A>(sums_size));
   A* packed = workspace.take<A>(plan.packed_weight);

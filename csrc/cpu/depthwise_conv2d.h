@@ -11,14 +11,16 @@
 
 namespace cnnfast {
 
-// How a convolution's images lie. The slab's bands depend on the source alone; in place needs all in channels_last, and
-// no ReLU to go back through (16 bits have a slab nevertheless: they are converted once).
-enum class DepthwiseLayout { planes, channels_last_source, in_place };
+// How a convolution's images lie. The slab's bands depend on the source alone; in place needs all in channels_last,
+// columns all dense along their rows, and both no ReLU to go back through. (16 bits have a slab nevertheless: they are
+// converted once.)
+enum class DepthwiseLayout { planes, columns, channels_last_source, in_place };
 
 // A unit is a band of rows of one block of channels of one image, in place of all blocks of the task; a task is a slice
 // of the (image, band) pairs for a group of the blocks.
 struct DepthwisePlan {
-  bool in_place;
+  bool in_place;            // or in slabs
+  bool by_columns;          // of planes, a channel a block: depthwise_planes.h
   int64_t blocks;           // of as many channels as a register has lanes
   int64_t rows;             // of a plane
   int64_t band, bands;      // rows of a unit, and units per plane

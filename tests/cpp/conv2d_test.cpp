@@ -82,6 +82,11 @@ constexpr Geometry kDepthwiseGeometries[] = {
     {1, 20, 9, 10, 20, 7, 7, 20, 1, 2, 3, 2, 6, 0, 1, 1},
     {2, 10, 8, 10, 10, 3, 5, 10, 2, 2, 0, 0, 0, 0, 1, 1},  // input that no window reads
     {1, 24, 1, 1, 24, 3, 3, 24, 2, 2, 1, 1, 1, 1, 1, 1},
+    {2, 17, 3, 23, 17, 5, 5, 17, 1, 1, 2, 2, 2, 2, 1, 1},  // planes of fewer rows than a tile
+    {1, 9, 21, 37, 9, 7, 7, 9, 2, 2, 3, 3, 3, 3, 1, 1},
+    {2, 10, 9, 31, 10, 3, 3, 10, 2, 2, 1, 1, 1, 1, 1, 1},  // an odd column of the input gradient
+    {1, 9, 6, 12, 9, 3, 5, 9, 1, 1, 4, 0, 9, 0, 1, 1},     // registers of nothing but padding
+    {3, 9, 8, 66, 9, 3, 3, 9, 2, 2, 0, 1, 0, 1, 1, 1},
 };
 
 template <class T>

@@ -4,12 +4,13 @@
 //   output[c][i][j] = bias[c] + sum over r, s of weight[c][r][s] * source[c][i * step + r][j * step + s]   (padded)
 //
 // A register holds one pixel of neighbouring channels (depthwise_tile.h). Images in channels_last are read and written
-// in place; of others, and of 16 bits, a block of channels at a time is copied to a slab (depthwise_slab.h).
+// in place, and so are planes of float32 in NCHW, where a register holds columns (depthwise_planes.h). Of others, of
+// narrow planes and of 16 bits, a block of channels at a time is copied to a slab (depthwise_slab.h).
 #pragma once
 
-#include "common/gather_conv.h"
 #include "cpu/depthwise_conv2d.h"
 #include "cpu/kernels/bands.h"
+#include "cpu/kernels/depthwise_planes.h"
 #include "cpu/kernels/depthwise_slab.h"
 #include "cpu/kernels/depthwise_tile.h"
 #include "cpu/kernels/epilogue.h"
@@ -21,45 +22,8 @@ namespace cnnfast::CNNFAST_ISA {
 // What a unit works on is to stay near the first cache level, a band of all channels, where they lie together, in the
 // second.
 constexpr int64_t kDepthwiseSlabBytes = 48 << 10, kDepthwiseBandBytes = 640 << 10;
-// As kTaskProducts, of kernels that wait for memory rather than for products: as long as that takes eight times as
-// many.
-constexpr int64_t kDepthwiseTaskProducts = kTaskProducts / 8;
-constexpr int64_t kMostDepthwiseTaps = 7 * 7;
 // Rows that take more even one at a time are left to implicit GEMM, which cuts them.
 constexpr int64_t kMostDepthwiseBytes = 16 << 20;
-
-// One axis of the gathers: output i of part a is at i * parts + a. Outputs i of all parts read source coordinates from
-// i * step + low to i * step + reach; with the input gradient, coordinate i is one of these.
-struct DepthwiseAxis {
-  GatherAxis part[2] = {};
-  int64_t parts, outputs, step, low, reach;
-
-  DepthwiseAxis(bool input_gradient, int64_t input, int64_t output, int64_t stride, int64_t padding, int64_t kernel)
-      : parts(input_gradient ? stride : 1), step(input_gradient ? 1 : stride) {
-    for (int64_t a = 0; a < parts; ++a)
-      part[a] = input_gradient ? backward_axis(input, output, stride, padding, 1, kernel, a)
-                               : forward_axis(input, output, stride, padding, 1, kernel);
-    outputs = part[0].outputs;
-    low = input_gradient ? min<int64_t>(0, part[0].origin) : part[0].origin;
-    reach = input_gradient ? 0 : low;
-    for (int64_t a = 0; a < parts; ++a) {
-      low = min(low, part[a].origin);
-      reach = max(reach, part[a].origin + part[a].taps - 1);
-    }
-  }
-  // Source coordinates that `count` neighbouring outputs of each part meet.
-  int64_t span(int64_t count) const { return (count - 1) * step + reach - low + 1; }
-};
-
-struct DepthwiseAxes {
-  DepthwiseAxis h, w;
-  int64_t packed_size;  // per channel: weights and biases of all parts
-
-  DepthwiseAxes(const Conv2dShape& s, bool input_gradient)
-      : h(input_gradient, s.H, s.P, s.stride_h, s.pad_top, s.R),
-        w(input_gradient, s.W, s.Q, s.stride_w, s.pad_left, s.S),
-        packed_size(h.parts * w.parts + s.R * s.S) {}
-};
 
 // The slab of a unit of a gather; in place there is none.
 template <class A>
@@ -167,6 +131,9 @@ template <class T>
 static void depthwise_gather(const DepthwiseGather<T>& job, int64_t task, char* workspace) {
   using A = Compute<T>;
   const Conv2dShape& s = job.conv;
+  if constexpr (std::is_same_v<T, float>) {
+    if (job.plan.by_columns) return depthwise_planes(job, task);
+  }
   const bool backward = job.input_gradient;
   const int64_t H = backward ? s.P : s.H, W = backward ? s.Q : s.W;
   const DepthwiseAxes axes(s, backward);
@@ -202,7 +169,7 @@ template <class T, class Bytes>
 static DepthwisePlan cut_depthwise(const Conv2dShape& s, const DepthwiseAxes& axes, DepthwiseLayout layout,
                                    int64_t most_tasks, const Bytes& bytes) {
   using A = Compute<T>;
-  DepthwisePlan plan;
+  DepthwisePlan plan{};
   plan.in_place = layout == DepthwiseLayout::in_place && std::is_same_v<T, A> && s.C >= kLanes<A>;
   plan.blocks = ceil_div(s.C, kLanes<A>);
   plan.packed_weight = plan.blocks * kLanes<A> * axes.packed_size;
@@ -226,7 +193,7 @@ static DepthwisePlan cut_depthwise(const Conv2dShape& s, const DepthwiseAxes& ax
     plan.band = band_of(plan.rows, s.N * plan.blocks, products / plan.rows, [&](int64_t band) {
       plan.band = band;
       return bytes(plan) <= kDepthwiseSlabBytes &&
-             (layout == DepthwiseLayout::planes || source_bytes(band) <= kDepthwiseBandBytes);
+             (layout != DepthwiseLayout::channels_last_source || source_bytes(band) <= kDepthwiseBandBytes);
     });
     if (plan.band < plan.rows) plan.band = round_up(plan.band, kDepthwiseRows);
     plan.bands = ceil_div(plan.rows, plan.band);
@@ -241,10 +208,12 @@ static DepthwisePlan cut_depthwise(const Conv2dShape& s, const DepthwiseAxes& ax
 template <class T>
 static bool depthwise_plan(const Conv2dShape& s, bool input_gradient, DepthwiseLayout layout, DepthwisePlan* plan) {
   using A = Compute<T>;
-  constexpr int64_t kMostTasks = 64;
   if (!is_depthwise(s, kLanes<A>)) return false;
   const DepthwiseAxes axes(s, input_gradient);
-  *plan = cut_depthwise<T>(s, axes, layout, kMostTasks, [&](const DepthwisePlan& cut) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (layout == DepthwiseLayout::columns && depthwise_planes_plan(s, axes, plan)) return true;
+  }
+  *plan = cut_depthwise<T>(s, axes, layout, kMostDepthwiseTasks, [&](const DepthwisePlan& cut) {
     Scratch scratch(nullptr);
     DepthwiseScratch<A>(scratch, s, axes, cut, input_gradient);
     return static_cast<int64_t>(scratch.used());
@@ -272,6 +241,9 @@ static void pack_depthwise(const Conv2dShape& s, const DepthwisePlan& plan, bool
   using A = Compute<T>;
   constexpr int64_t kPixel = kLanes<A>;
   const DepthwiseAxes axes(s, input_gradient);
+  if constexpr (std::is_same_v<T, float>) {
+    if (plan.by_columns) return pack_depthwise_planes(s, axes, weight, bias, packed);
+  }
   A taps[kMostDepthwiseTaps * kPixel];
   for (int64_t block = 0; block < plan.blocks; ++block) {
     const int64_t c = first_channel<A>(s, plan, block);

@@ -113,6 +113,9 @@ static void depthwise_backward(const DepthwiseBackward<T>& job, int64_t task, Co
   using A = Compute<T>;
   const Conv2dShape& s = job.conv;
   const DepthwisePlan& plan = job.plan;
+  if constexpr (std::is_same_v<T, float>) {
+    if (plan.by_columns) return depthwise_planes_backward(job, task, sums);
+  }
   const DepthwiseAxes axes(s, true);
   const DepthwiseBackwardScratch<A> scratch(s, axes, plan, workspace);
   const int64_t block_sums = (s.R * s.S + 1) * kLanes<A>;
@@ -143,6 +146,9 @@ static bool depthwise_backward_plan(const Conv2dShape& s, DepthwiseLayout layout
   using A = Compute<T>;
   if (!is_depthwise(s, kLanes<A>)) return false;
   const DepthwiseAxes axes(s, true);
+  if constexpr (std::is_same_v<T, float>) {
+    if (layout == DepthwiseLayout::columns && depthwise_planes_backward_plan(s, axes, plan)) return true;
+  }
   *plan = cut_depthwise<T>(s, axes, layout, kDepthwiseSlices, [&](const DepthwisePlan& cut) {
     return DepthwiseBackwardScratch<A>(s, axes, cut, nullptr).bytes;
   });
@@ -153,6 +159,9 @@ template <class T>
 static void finish_depthwise(const Conv2dShape& s, const DepthwisePlan& plan, const Compute<T>* sums,
                              View<T> grad_weight, T* grad_bias) {
   using A = Compute<T>;
+  if constexpr (std::is_same_v<T, float>) {
+    if (plan.by_columns) return finish_depthwise_planes(s, sums, grad_weight, grad_bias);
+  }
   const int64_t taps = s.R * s.S;
   for (int64_t c = 0; c < s.C; ++c) {
     const int64_t block = c / kLanes<A>;

@@ -77,6 +77,16 @@ CNNFAST_INLINE V from_bits(typename BitsOf<T, V>::type bits) {
   }
 }
 
+// Every second element of `first` and then of `second`, which begins with the last one of `first`: so that of two
+// registers' memory nothing is read beyond the last element wanted.
+template <class V>
+CNNFAST_INLINE V every_second_overlapped(V first, V second) {
+  constexpr int kCount = kLanesOf<V>;
+  return [&]<int... kLane>(std::integer_sequence<int, kLane...>) CNNFAST_INLINE_LAMBDA {
+    return __builtin_shufflevector(first, second, (2 * kLane + (2 * kLane < kCount ? 0 : 1))...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
 // A register of p[0], p[kStep], p[2 * kStep], ...
 template <int kStep, class V, class T>
 CNNFAST_INLINE V load_lanes(const T* p) {
@@ -87,11 +97,7 @@ CNNFAST_INLINE V load_lanes(const T* p) {
   if constexpr (kStep == 1 || kCount == 1) {
     return from_bits<V, T>(first);
   } else {
-    // Its second half is loaded one element early, so that nothing is read beyond the last element wanted.
-    return from_bits<V, T>([&]<int... kLane>(std::integer_sequence<int, kLane...>) CNNFAST_INLINE_LAMBDA {
-      return __builtin_shufflevector(first, load_bits<Bits>(p + kCount - 1),
-                                     (2 * kLane + (2 * kLane < kCount ? 0 : 1))...);
-    }(std::make_integer_sequence<int, kCount>{}));
+    return from_bits<V, T>(every_second_overlapped(first, load_bits<Bits>(p + kCount - 1)));
   }
 }
 
