@@ -18,6 +18,7 @@ SHAPES = {
     "1x1": ((64, 96, 1, 1, 0, 1, (4, 64, 14, 14)), "implicit_gemm", "implicit_gemm"),
     "first layer": ((3, 32, 3, 1, 1, 1, (4, 3, 32, 32)), "direct", "direct"),
     "depthwise": ((48, 48, 3, 1, 1, 48, (4, 48, 14, 14)), "depthwise", "depthwise"),
+    "depthwise, wide rows": ((16, 16, 3, 1, 1, 16, (1, 16, 3, 30_000)), "depthwise", "depthwise"),
 }
 
 

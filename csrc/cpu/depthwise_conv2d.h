@@ -21,7 +21,7 @@ enum class DepthwiseLayout { planes, columns, channels_last_source, in_place };
 struct DepthwisePlan {
   bool in_place;            // or in slabs
   bool by_columns;          // of planes, a channel a block: depthwise_planes.h
-  int64_t blocks;           // of as many channels as a register has lanes
+  int64_t blocks;           // of as many channels as a register has lanes, by columns of one
   int64_t rows;             // of a plane
   int64_t band, bands;      // rows of a unit, and units per plane
   int64_t slices, groups;   // the product is the number of tasks

@@ -30,7 +30,7 @@ struct DirectConv2d {
 
 // A task is a slice of the (image, band of rows) pairs, in order.
 struct DirectConv2dBackwardPlan {
-  int64_t band;             // input rows; output rows, if vectorised over channels
+  int64_t band;             // input rows; output rows, where there is no input gradient
   int64_t bands;            // per image
   int64_t slices;           // tasks, and partial sums of grad_weight and grad_bias
   int64_t packed_weight;    // floats
@@ -44,12 +44,12 @@ struct DirectConv2dBackward {
   View<const float> output;  // of conv2d_relu: where it is not positive, grad_output counts as zero. Null: no ReLU
   View<const float> input;
   const float* packed_weight;
-  View<float> grad_input;  // null: not wanted, and always if vectorised over channels; stride.w must be 1
+  View<float> grad_input;  // null: not wanted, and always of a first layer's kernels; stride.w must be 1
   bool want_weight, want_bias;
 };
 
 struct DirectConv2dKernels {
-  // Whether direct is the algorithm for this shape, and its tasks.
+  // Null in kernels of gradients alone. Whether direct is the algorithm for this shape, and its tasks.
   bool (*plan)(const Conv2dShape&, DirectConv2dPlan*);
   // packed_weight from a weight of [K, C, R, S] and a bias [K] (or null).
   void (*pack_weight)(const Conv2dShape&, View<const float> weight, const float* bias, float* packed);

@@ -54,13 +54,13 @@ class Explanation {
     return kFloat && direct_conv2d_takes_backward(s_, input_gradient ? &x : nullptr);
   }
   static DepthwiseLayout layout(bool channels_last) {
-    return channels_last ? DepthwiseLayout::in_place : DepthwiseLayout::planes;
+    return channels_last ? DepthwiseLayout::in_place : DepthwiseLayout::columns;
   }
   bool depthwise(bool input_gradient, bool channels_last) const {
     DepthwisePlan plan;
     return cpu_kernels().of<T>().depthwise.plan(s_, input_gradient, layout(channels_last), &plan);
   }
-  // (Back through a ReLU the layout is another; only the widest rows, which need the most memory, are told by it.)
+  // (Back through a ReLU the layout is another: only rows so wide that they do not fit a slab are told by it.)
   bool depthwise_backward() const {
     DepthwisePlan plan;
     return cpu_kernels().of<T>().depthwise.backward_plan(s_, layout(by_channels_), &plan);

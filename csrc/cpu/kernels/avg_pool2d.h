@@ -136,8 +136,8 @@ void average_whole_planes(const AvgPool2dForward<T>& a, int64_t begin, int64_t e
   int64_t plane = begin;
   if constexpr (std::is_same_v<T, float>) {
     // Windows of whole planes one after another: a register of planes at a time.
-    const bool dense = in.w == 1 && in.h == s.W && in.c == s.H * s.W && in.n == s.C * in.c && a.output.stride.c == 1 &&
-                       a.output.stride.n == s.C;
+    const bool dense = in.w == 1 && in.h == s.W && in.c == s.H * s.W && a.output.stride.c == 1 &&
+                       (s.N == 1 || (in.n == s.C * in.c && a.output.stride.n == s.C));
     if (dense && rows.end - rows.begin == s.H && columns.end - columns.begin == s.W) {
       for (; plane + kLanes<float> <= end; plane += kLanes<float>) {
         const Vec<float> sum = sum_planes(a.input.at(0, 0, 0, 0) + plane * in.c, in.c, in.c);

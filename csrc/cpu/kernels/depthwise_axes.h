@@ -9,8 +9,7 @@
 namespace cnnfast::CNNFAST_ISA {
 
 constexpr int64_t kMostDepthwiseTaps = 7 * 7, kMostDepthwiseTasks = 64;
-// As kTaskProducts, of kernels that wait for memory rather than for products: as long as that takes eight times as
-// many.
+// As kTaskProducts, of which these kernels, which wait for memory, do an eighth in the same time.
 constexpr int64_t kDepthwiseTaskProducts = kTaskProducts / 8;
 
 // One axis of the gathers: output i of part a is at i * parts + a. Outputs i of all parts read source coordinates from

@@ -5,7 +5,7 @@
 //
 // A tile is 4 rows of one register: what several of its outputs read is loaded once, with a step of 2 as every other
 // element of two registers. A row's last register overlaps its neighbour; only rows shorter than one are stored in
-// part. Padding is skipped or, in a register's lanes, masked.
+// part. Rows of padding are skipped, columns are zeros: an infinite weight makes NaN of these, as in the dense kernels.
 #pragma once
 
 #include "cpu/kernels/depthwise_tile.h"
@@ -126,11 +126,11 @@ static void depthwise_columns_rows(const DepthwiseColumns& job) {
 }
 
 static void depthwise_columns_rows(int64_t R, int64_t step, const DepthwiseColumns& job) {
-  with_constant<1, 2>(step, [&](auto rows) {
-    if (R == 3 && job.S == 3) return depthwise_columns_rows<3, 3, rows.value>(job);
-    if (R == 3) return depthwise_columns_rows<3, 0, rows.value>(job);
-    if (R == 5) return depthwise_columns_rows<5, 0, rows.value>(job);
-    depthwise_columns_rows<7, 0, rows.value>(job);
+  with_constant<1, 2>(step, [&](auto stride) {
+    if (R == 3 && job.S == 3) return depthwise_columns_rows<3, 3, stride.value>(job);
+    if (R == 3) return depthwise_columns_rows<3, 0, stride.value>(job);
+    if (R == 5) return depthwise_columns_rows<5, 0, stride.value>(job);
+    depthwise_columns_rows<7, 0, stride.value>(job);
   });
 }
 

@@ -87,10 +87,10 @@ static void depthwise_columns_weight(const DepthwiseColumnsWeight& job, float* s
 }
 
 static void depthwise_columns_weight(int64_t R, int64_t step, const DepthwiseColumnsWeight& job, float* sums) {
-  with_constant<1, 2>(step, [&](auto rows) {
-    if (R == 3) depthwise_columns_weight<3, rows.value>(job, sums);
-    if (R == 5) depthwise_columns_weight<5, rows.value>(job, sums);
-    if (R == 7) depthwise_columns_weight<7, rows.value>(job, sums);
+  with_constant<1, 2>(step, [&](auto stride) {
+    if (R == 3) depthwise_columns_weight<3, stride.value>(job, sums);
+    if (R == 5) depthwise_columns_weight<5, stride.value>(job, sums);
+    if (R == 7) depthwise_columns_weight<7, stride.value>(job, sums);
   });
 }
 

@@ -5,7 +5,8 @@
 //
 // A register holds one pixel of neighbouring channels (depthwise_tile.h). Images in channels_last are read and written
 // in place, and so are planes of float32 in NCHW, where a register holds columns (depthwise_planes.h). Of others, of
-// narrow planes and of 16 bits, a block of channels at a time is copied to a slab (depthwise_slab.h).
+// narrow planes, two different strides and 16 bits, a block of channels at a time is copied to a slab
+// (depthwise_slab.h).
 #pragma once
 
 #include "cpu/depthwise_conv2d.h"

@@ -3,8 +3,9 @@
 //
 //   grad_weight[c][r][s] = sum over p, q of grad_output[c][p][q] * input[c][p * stride + r][q * stride + s]   (padded)
 //
-// Images in channels_last are read and written in place; with a ReLU, of 16 bits, and of other layouts, a block of
-// channels at a time: grad_output is copied once for both, with zeros wherever the ReLU clipped.
+// Images in channels_last and planes of float32 are read and written in place (as in depthwise_conv2d.h); with a ReLU,
+// of 16 bits, and else, a block of channels at a time: grad_output is copied once for both, with zeros wherever the
+// ReLU clipped.
 #pragma once
 
 #include "cpu/kernels/depthwise_conv2d.h"
@@ -95,9 +96,13 @@ static DepthwiseGradients<Compute<T>> fill_slabs(const DepthwiseBackward<T>& job
   fill_slab(window, job.grad_output, slab.source);
   if (job.output.data != nullptr) {
     fill_slab(window, job.output, scratch.clip);
-    for (int64_t i = 0; i < window.rows * window.columns * kLanes<A>; i += kLanes<A>) {
-      const Vec<A> y = load_vec(scratch.clip + i), dy = load_vec(slab.source + i);
-      store_vec(slab.source + i, y <= 0 ? Vec<A>{} : dy);
+    const SlabInside inside(window);
+    for (int64_t r = inside.begin; r < inside.end; ++r) {
+      for (int64_t q = inside.first; q < inside.last; ++q) {
+        const int64_t at = (r * window.columns + q) * kLanes<A>;
+        const Vec<A> y = load_vec(scratch.clip + at), dy = load_vec(slab.source + at);
+        store_vec(slab.source + at, y <= 0 ? Vec<A>{} : dy);
+      }
     }
   }
   const int64_t rows = min(unit.rows, s.P - unit.first), input_rows = (rows - 1) * s.stride_h + s.R;

@@ -100,7 +100,6 @@ static bool depthwise_planes_plan(const Conv2dShape& s, const DepthwiseAxes& axe
   const int64_t planes = s.N * s.C, products = s.P * s.Q * s.R * s.S;
   *plan = {};
   plan->by_columns = true;
-  plan->blocks = s.C;
   plan->rows = max<int64_t>(axes.h.outputs, 1);
   plan->band = band_of(plan->rows, planes, products / plan->rows, [](int64_t) { return true; });
   plan->bands = ceil_div(plan->rows, plan->band);

@@ -16,6 +16,17 @@ struct SlabWindow {
   int64_t H, W;
 };
 
+// Of a window, the rows and columns inside its image.
+struct SlabInside {
+  int64_t begin, end, first, last;
+
+  explicit SlabInside(const SlabWindow& window)
+      : begin(max<int64_t>(0, -window.top)),
+        end(min(window.rows, window.H - window.top)),
+        first(min(max<int64_t>(0, -window.left), window.columns)),
+        last(max(first, min(window.columns, window.W - window.left))) {}
+};
+
 template <class A>
 CNNFAST_INLINE void fill_zeros(A* to, int64_t registers) {
   for (int64_t i = 0; i < registers; ++i) store_vec(to + i * kLanes<A>, Vec<A>{});
@@ -94,12 +105,10 @@ CNNFAST_INLINE void write_pixels(const Compute<T>* from, int64_t channels, int64
 template <class T>
 static void fill_slab(const SlabWindow& window, View<const T> from, Compute<T>* to) {
   constexpr int64_t kPixel = kLanes<Compute<T>>;
-  const int64_t first = min(max<int64_t>(0, -window.left), window.columns);
-  const int64_t last = max(first, min(window.columns, window.W - window.left));
-  const int64_t begin = max<int64_t>(0, -window.top), end = min(window.rows, window.H - window.top);
-  for (int64_t r = begin; r < end; ++r) {
-    read_pixels(from.at(window.n, window.c, window.top + r, window.left + first), from.stride, window.channels,
-                last - first, to + (r * window.columns + first) * kPixel);
+  const SlabInside inside(window);
+  for (int64_t r = inside.begin; r < inside.end; ++r) {
+    read_pixels(from.at(window.n, window.c, window.top + r, window.left + inside.first), from.stride, window.channels,
+                inside.last - inside.first, to + (r * window.columns + inside.first) * kPixel);
   }
 }
 

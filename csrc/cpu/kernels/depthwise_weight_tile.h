@@ -106,10 +106,10 @@ static void depthwise_weight_rows(const DepthwiseWeightRows<A>& job) {
 
 template <class A>
 static void depthwise_weight_rows(int64_t R, int64_t step, const DepthwiseWeightRows<A>& job) {
-  with_constant<1, 2>(step, [&](auto rows) {
-    if (R == 3) depthwise_weight_rows<3, rows.value>(job);
-    if (R == 5) depthwise_weight_rows<5, rows.value>(job);
-    if (R == 7) depthwise_weight_rows<7, rows.value>(job);
+  with_constant<1, 2>(step, [&](auto stride) {
+    if (R == 3) depthwise_weight_rows<3, stride.value>(job);
+    if (R == 5) depthwise_weight_rows<5, stride.value>(job);
+    if (R == 7) depthwise_weight_rows<7, stride.value>(job);
   });
 }
 

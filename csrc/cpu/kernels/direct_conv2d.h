@@ -8,9 +8,9 @@
 // neighbouring outputs read neighbouring elements: tap s lies in half s % 2, s / 2 columns on.
 //
 // A tile is up to 4 output channels times 3 registers of columns or 6 times 2: 12 sums, 7 or 8 loads for 12
-// multiply-adds. Where there are 32 registers it is up to 6 times 4: many loads cross a line of 64 bytes, and count
-// twice. A row's last register overlaps its neighbour, so that every register is whole; only rows shorter than
-// one are stored in part.
+// multiply-adds. Of wide registers, with AVX-512, it is up to 6 times 4: most loads cross a line of the
+// cache, and count twice. A row's last register overlaps its neighbour, so that every register is whole; only rows
+// shorter than one are stored in part.
 #pragma once
 
 #include "cpu/direct_conv2d.h"
@@ -21,8 +21,7 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-constexpr bool kAvx512 = CNNFAST_VECTOR_BYTES == 64;
-constexpr int kDirectSums = kAvx512 ? 24 : 12, kDirectChannels = 6, kDirectVectors = kAvx512 ? 4 : 3;
+constexpr int kDirectSums = kWideRegisters ? 24 : 12, kDirectChannels = 6, kDirectVectors = kWideRegisters ? 4 : 3;
 constexpr int64_t kDirectBandBytes = 64 << 10;  // input of a task: what stays in the first cache levels
 
 // With a stride_w of 2 each row is two halves.

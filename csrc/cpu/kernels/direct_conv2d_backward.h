@@ -29,11 +29,9 @@ struct BackwardBand {
   int64_t gradient_floats, floats;
 
   BackwardBand(const Conv2dShape& conv, int64_t band) {
-    const int64_t columns = round_up(conv.Q, kLanes<float>);
     gradient = direct_input(transposed(conv), band);
-    gradient.pitch = max(gradient.pitch, conv.S - 1 - conv.pad_left + columns);
     // The last band also meets the gradients below the input's last row.
-    input = {gradient.rows + conv.R - 1, columns + conv.S - 1};
+    input = {gradient.rows + conv.R - 1, conv.Q + conv.S - 1};
     gradient_floats = round_up(conv.K * gradient.plane(), 16);
     floats = gradient_floats + conv.C * input.plane();
   }

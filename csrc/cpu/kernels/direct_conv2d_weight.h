@@ -4,7 +4,7 @@
 //   grad_bias[k]            = sum over p, q of grad_output[k][p][q]                                (input padded)
 //
 // A tile is some output channels times some neighbouring taps, each sum a register of columns: 4 times 3 are 7 loads
-// for 12 multiply-adds, 6 times 4, where there are 32 registers, 10 for 24.
+// for 12 multiply-adds, 6 times 4, with AVX-512, 10 for 24.
 //
 // Used with the input gradient (direct_conv2d_backward.h), and alone for a first layer in NCHW: grad_output is read
 // where it lies but where a ReLU clips it.
@@ -16,7 +16,7 @@
 
 namespace cnnfast::CNNFAST_ISA {
 
-constexpr int kWeightTileChannels = kAvx512 ? 6 : 4, kWeightTileTaps = kAvx512 ? 4 : 3;
+constexpr int kWeightTileChannels = kWideRegisters ? 6 : 4, kWeightTileTaps = kWideRegisters ? 4 : 3;
 constexpr int64_t kWeightBandBytes = 192 << 10;  // input of a task, and gradients of a block: within the second level
 
 // Some rows of grad_output, and the padded input that meets them.
@@ -64,7 +64,7 @@ __attribute__((noinline)) void weight_grad_tile(const WeightBand& band, const fl
         Vec<float> gv = load(g);
         // Most of its loads cross a line of 64 bytes: each counts twice, and folded into the multiply-adds (which AVX2
         // does not mind) they are the bound.
-        if constexpr (kWidth == 16) pin(gv);
+        if constexpr (kWideRegisters) pin(gv);
         unroll<kTaps>([&](auto t) CNNFAST_INLINE_LAMBDA { sum[k.value][t.value] += xv[t.value] * gv; });
         g += band.dy_plane;
         forget_loads();

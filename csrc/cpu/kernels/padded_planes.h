@@ -12,8 +12,8 @@ struct PaddedPlanes {
   int64_t plane() const { return rows * pitch; }
 };
 
-// Padding is narrow: not worth a call of memset.
-CNNFAST_INLINE void clear(float* from, int64_t count) {
+// Padding is narrow: not worth the call of memset that gcc would make of the plain loop.
+CNNFAST_INLINE void clear_padding(float* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     from[i] = 0;
     forget_loads();
@@ -33,9 +33,9 @@ static void fill_padded(const Conv2dShape& conv, int64_t top, const PaddedPlanes
         std::memset(out, 0, static_cast<size_t>(padded.pitch) * sizeof(float));
         continue;
       }
-      clear(out, left);
+      clear_padding(out, left);
       row(c, h, out + left, inner);
-      clear(out + left + inner, padded.pitch - left - inner);
+      clear_padding(out + left + inner, padded.pitch - left - inner);
     }
   }
 }
@@ -72,8 +72,8 @@ static void copy_halves(const Conv2dShape& conv, View<const float> input, int64_
       for (int64_t parity = 0; parity < 2; ++parity) {
         const int64_t first = (left + 1 - parity) / 2, last = (left + columns + 1 - parity) / 2;
         float* to = out + parity * padded.half;
-        clear(to, first);
-        clear(to + last, padded.half - last);
+        clear_padding(to, first);
+        clear_padding(to + last, padded.half - last);
         half[(left + parity) % 2] = to + first;
       }
       const float* in = input.at(n, c, h, 0);

@@ -42,6 +42,10 @@ struct LanesType {
 template <class T, int kCount>
 using Lanes = typename LanesType<T, kCount>::type;
 
+// Registers as wide as a line of the cache, so that most loads that are not aligned count twice; AVX-512 has 32 of
+// them.
+constexpr bool kWideRegisters = CNNFAST_VECTOR_BYTES == 64;
+
 // All lanes equal to x. (x - 0 is x for every x, so only the broadcast is left of the subtraction.)
 template <class T>
 CNNFAST_INLINE Vec<T> broadcast(T x) {
