@@ -202,10 +202,23 @@ def conv2d_constant(
             if torch.equal(other[:_PACKED_HEADER].view(torch.int32), kept[:_PACKED_HEADER].view(torch.int32)):
                 kept = other
         packed[layout] = kept
+    return conv2d_packed(input, weight, bias, kept, options, activation, residual)
+
+
+def conv2d_packed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor,
+    options: Options,
+    activation: int,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same by what :func:`conv2d_constant` kept for an input of this layout."""
     if tuning.enabled:
-        return tuned.conv2d_forward(input, weight, bias, options, activation, kept, residual)
-    if kept.numel() > 0:
-        return _conv2d_packed_forward(input, weight, bias, kept, options, activation, residual)
+        return tuned.conv2d_forward(input, weight, bias, options, activation, packed, residual)
+    if packed.numel() > 0:
+        return _conv2d_packed_forward(input, weight, bias, packed, options, activation, residual)
     return _conv2d_forward(input, weight, bias, options, activation, residual)
 
 

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from . import library
 from .nn import Conv2d
 
-__all__ = ["Folded", "are_constants", "fold", "folded", "is_transformed", "repack", "unfolded"]
+__all__ = ["Folded", "are_constants", "fold", "folded", "is_plain_inference", "is_transformed", "repack", "unfolded"]
 
 _fingerprint = library.function("fingerprint")
 
@@ -148,6 +148,20 @@ def is_transformed() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+    )
+
+
+def is_plain_inference(input: Tensor) -> bool:
+    """Whether nobody can want to know how the input acts, whatever the other operands are."""
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and input.layout is torch.strided
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+        and not is_transformed()
     )
 
 

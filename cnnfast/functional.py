@@ -35,7 +35,7 @@ from .routing import to_torch, why_not
 
 __all__ = list(routing.OPS)
 
-_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4}  # csrc/common/activation.h
+ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4}  # csrc/common/activation.h
 _MAX_CODED_WINDOW = 254  # csrc/common/shape.h, kMaxCodedWindow
 
 
@@ -137,7 +137,7 @@ def conv2d_constant(
         size = autograd.conv_output_size(input, weight, options[:2], options[2:6], options[6:8])
         if residual.shape != (input.shape[0], weight.shape[0], *size):
             return None
-    return autograd.conv2d_constant(input, weight, bias, options, _ACTIVATIONS[activation], packed, residual)
+    return autograd.conv2d_constant(input, weight, bias, options, ACTIVATIONS[activation], packed, residual)
 
 
 def conv2d_relu_max_pool2d(

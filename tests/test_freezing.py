@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
-from cnnfast import routing
+from cnnfast import folding, routing
 from cnnfast.frozen import FrozenConv2d
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -381,6 +382,43 @@ def test_packed_weights_are_forgotten() -> None:
     check(frozen, model, x)
     frozen.bfloat16()
     assert not conv._packed
+
+
+def test_plain_calls_are_not_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second on; but every call that somebody has a say in is."""
+    model, x = network(lambda: nn.Sequential(nn.Conv2d(96, 40, 1), nn.ReLU6())), torch.randn(1, 96, 7, 7)
+    frozen = cnnfast.freeze(model)
+    conv = frozen.get_submodule("0")
+    closely: list[Tensor] = []
+    are_constants = folding.are_constants
+    monkeypatch.setattr(folding, "are_constants", lambda x, *others: closely.append(x) or are_constants(x, *others))
+
+    def is_close(image: Tensor) -> bool:
+        closely.clear()
+        torch.testing.assert_close(frozen(image), model(image), rtol=1e-4, atol=1e-4)
+        return bool(closely)
+
+    with torch.no_grad():
+        assert [is_close(x) for _ in range(3)] == [True, False, False]
+        assert [is_close(x.contiguous(memory_format=torch.channels_last)) for _ in range(2)] == [True, False]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert frozen(x).dtype == torch.bfloat16
+        assert torch.vmap(frozen)(x[None]).shape == (1, 1, 40, 7, 7) and closely
+        with FlopCounterMode(display=False) as counter:
+            assert is_close(x)
+        assert counter.get_total_flops() == 2 * 2 * 96 * 40 * 49  # ours and the model's
+        for tensor in (model[0].weight, conv.weight):
+            tensor.mul_(2)
+        assert [is_close(x) for _ in range(2)] == [True, False]
+        cnnfast.repack(frozen)
+        assert [is_close(x) for _ in range(2)] == [True, False]
+        with pytest.raises(RuntimeError, match="input"):
+            frozen(x.double())
+    leaf = x.clone().requires_grad_()
+    frozen(leaf).sum().backward()
+    assert leaf.grad is not None and leaf.grad.any()
+    with torch.inference_mode():
+        assert not is_close(x)
 
 
 def test_batch_norm_without_statistics_stays() -> None:
