@@ -12,6 +12,9 @@ struct PaddedPlanes {
   int64_t plane() const { return rows * pitch; }
 };
 
+// Of short rows, clearing all of them at once takes less than the ends of each.
+constexpr int64_t kShortRow = 64;
+
 // Padding is narrow: not worth the call of memset that gcc would make of the plain loop.
 CNNFAST_INLINE void clear_padding(float* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -26,6 +29,14 @@ template <class Row>
 static void fill_padded(const Conv2dShape& conv, int64_t top, const PaddedPlanes& padded, float* out, const Row& row) {
   const int64_t left = min(conv.pad_left, padded.pitch);
   const int64_t inner = max<int64_t>(0, min(conv.W, padded.pitch - left));
+  if (padded.pitch <= kShortRow) {
+    std::memset(out, 0, static_cast<size_t>(conv.C * padded.plane()) * sizeof(float));
+    const int64_t begin = max<int64_t>(0, conv.pad_top - top), end = min(padded.rows, conv.H + conv.pad_top - top);
+    for (int64_t c = 0; c < conv.C; ++c)
+      for (int64_t r = begin; r < end; ++r)
+        row(c, top + r - conv.pad_top, out + c * padded.plane() + r * padded.pitch + left, inner);
+    return;
+  }
   for (int64_t c = 0; c < conv.C; ++c) {
     for (int64_t r = 0; r < padded.rows; ++r, out += padded.pitch) {
       const int64_t h = top + r - conv.pad_top;
