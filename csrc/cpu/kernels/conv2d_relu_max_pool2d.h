@@ -44,7 +44,7 @@ static bool direct_plan(const Conv2dShape& conv, const Pool2dShape& pool, bool m
       case DirectBody::map:
         return MapBand::input_floats(conv, pool, band) + MapBand::map_floats(conv, pool, band);
       default:
-        return WidthInput(conv, pool, band).size(conv);
+        return conv.C * width_input(conv, pool, band).plane();
     }
   };
   const int64_t budget = plan->body == DirectBody::map ? kMapBandBytes : kBandBytes;

@@ -137,7 +137,7 @@ static void direct_conv2d_rows(const DirectConv2d& job, const float* x, const Pa
 static void copy_direct_input(const Conv2dShape& conv, View<const float> input, int64_t n, int64_t top,
                               const PaddedPlanes& padded, float* out) {
   if (conv.stride_w == 2) {
-    copy_halves(conv, input, n, top * conv.stride_h, {padded.rows, padded.pitch / 2}, out);
+    copy_halves(conv, input, n, top * conv.stride_h, padded, out);
   } else {
     copy_padded(conv, input, n, top * conv.stride_h, padded, out);
   }

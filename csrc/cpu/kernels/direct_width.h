@@ -17,13 +17,11 @@ namespace cnnfast::CNNFAST_ISA {
 
 constexpr int kWidthChannels = 3;
 
-// Padded input of a band of pooled rows: per channel `rows` rows, each two halves of `half` columns.
-struct WidthInput : HalvedPlanes {
-  WidthInput(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band)
-      : HalvedPlanes{2 * band + conv.R - 1,
-                     round_up(round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2}), kLanes<float>)} {}
-  int64_t size(const Conv2dShape& conv) const { return conv.C * 2 * rows * half; }
-};
+// Padded input of a band of pooled rows. Each row is two halves.
+static PaddedPlanes width_input(const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
+  const int64_t columns = round_up(pool.Q, kLanes<float>) + ceil_div(conv.S, int64_t{2});
+  return {2 * band + conv.R - 1, 2 * round_up(columns, kLanes<float>)};
+}
 
 // `x` points at the window row's first input row, at the register's first column; sums start at the bias.
 template <int kChannels, int kSize, bool kWithCode>
@@ -115,9 +113,9 @@ void store_rows(const T* from, int64_t pitch, View<T> to, int64_t n, int64_t k, 
 
 // All windows of channels [k, k + kChannels).
 template <int kChannels, int kSize, bool kWithCode>
-void direct_width_block(const DirectForward& job, const WidthInput& padded, const float* x, const WidthOutput& staged,
+void direct_width_block(const DirectForward& job, const PaddedPlanes& padded, const float* x, const WidthOutput& staged,
                         int64_t n, int64_t top, int64_t rows, int64_t k, const float* weight) {
-  const int64_t half = padded.half, plane = 2 * padded.rows * half, Q = job.pool.Q;
+  const int64_t half = padded.pitch / 2, plane = padded.plane(), Q = job.pool.Q;
   // Beyond the band's last row is another task's, or no memory at all: it is staged.
   const int64_t direct = WidthOutput::fits_in_place(job) ? rows - 1 : 0;
   const auto compute = [&](const WidthOutput& out, int64_t begin, int64_t end) CNNFAST_INLINE_LAMBDA {
@@ -139,10 +137,10 @@ template <bool kWithCode>
 void direct_width(const DirectForward& job, int64_t n, int64_t band_index, char* workspace) {
   const Conv2dShape& conv = job.conv;
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
-  const WidthInput padded(conv, job.pool, job.plan.band);
+  const PaddedPlanes padded = width_input(conv, job.pool, job.plan.band);
   float* x = reinterpret_cast<float*>(workspace);
   const WidthOutput staged =
-      WidthOutput::staged(job.pool, job.plan.band, workspace + round_up(padded.size(conv), 16) * 4);
+      WidthOutput::staged(job.pool, job.plan.band, workspace + round_up(job.conv.C * padded.plane(), 16) * 4);
   copy_halves(conv, job.input, n, 2 * top, padded, x);
   const bool unit = conv.R == kUnrolledSize && conv.S == kUnrolledSize;
   const float* weight = job.packed_weight;

@@ -304,6 +304,7 @@ CNNFAST_INLINE void split_even_odd(const float* from, float* even, float* odd, i
   };
 #if CNNFAST_VECTOR_BYTES == 64
   if (count >= 16) return blocks(std::integral_constant<int, 16>{});
+  if (count >= 8) return blocks(std::integral_constant<int, 8>{});
 #endif
   if (count >= 4) return blocks(std::integral_constant<int, 4>{});
   for (int64_t i = 0; i < count; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];

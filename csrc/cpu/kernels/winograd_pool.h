@@ -29,10 +29,10 @@ constexpr int kWindowBlock = CNNFAST_VECTOR_BYTES == 64 ? 8 : 4;
 constexpr int kTransformed = PoolTile::kSize * PoolTile::kSize;  // elements of a transformed tile
 
 // V[16][C][lanes] of one register of windows whose first input column is 2 * j.
-static void transform_input(const Conv2dShape& conv, const float* x, int64_t half, int64_t plane, float* transformed) {
+static void transform_input(const Conv2dShape& conv, const float* x, const PaddedPlanes& padded, float* transformed) {
   constexpr int64_t kLane = kLanes<float>;
-  const int64_t C = conv.C, element = C * kLane;
-  for (int64_t c = 0; c < C; ++c, x += plane, transformed += kLane) {
+  const int64_t C = conv.C, element = C * kLane, half = padded.pitch / 2;
+  for (int64_t c = 0; c < C; ++c, x += padded.plane(), transformed += kLane) {
     transform_both_ways<PoolTile::input(), true, Vec<float>>(
         [&](int i, int j) CNNFAST_INLINE_LAMBDA { return load_vec(x + (2 * i + j % 2) * half + j / 2); },
         [&](int i, int j, Vec<float> value)
@@ -71,7 +71,7 @@ void multiply_elements(int64_t C, int64_t windows, const float* u, const float* 
 }
 
 // One channel of one window, summed directly.
-static float direct_window(const DirectForward& job, const float* x, int64_t half, int64_t plane, int64_t k) {
+static float direct_window(const DirectForward& job, const float* x, const PaddedPlanes& padded, int64_t k) {
   float best = 0;
   for (int p = 0; p < 4; ++p) {
     float sum = job.bias != nullptr ? job.bias[k] : 0.0f;
@@ -79,7 +79,8 @@ static float direct_window(const DirectForward& job, const float* x, int64_t hal
       for (int r = 0; r < 3; ++r)
         for (int s = 0; s < 3; ++s) {
           const int row = p / 2 + r, column = p % 2 + s;
-          sum += *job.weight.at(k, c, r, s) * x[c * plane + (2 * row + column % 2) * half + column / 2];
+          sum += *job.weight.at(k, c, r, s) *
+                 x[c * padded.plane() + row * padded.pitch + column % 2 * (padded.pitch / 2) + column / 2];
         }
     if (p == 0 || sum > best || sum != sum) best = sum;
   }
@@ -119,7 +120,7 @@ struct WinogradScratch {
   WinogradScratch(void* memory, const Conv2dShape& conv, const Pool2dShape& pool, int64_t band) {
     constexpr int64_t kLane = kLanes<float>;
     Scratch scratch(memory);
-    x = scratch.take<float>(WidthInput(conv, pool, band).size(conv));
+    x = scratch.take<float>(conv.C * width_input(conv, pool, band).plane());
     transformed = scratch.take<float>(kTransformed * conv.C * kLane);
     product = scratch.take<float>(kTransformed * kLane * kMaxChannelVectors * kLane);
     value = scratch.take<float>(band * pool.Q * round_up(conv.K, kLane));
@@ -128,17 +129,16 @@ struct WinogradScratch {
 };
 
 template <int kVectors>
-void winograd_block(const DirectForward& job, const WidthInput& padded, const WinogradScratch& scratch,
+void winograd_block(const DirectForward& job, const PaddedPlanes& padded, const WinogradScratch& scratch,
                     const float* windows_x, int64_t windows, int64_t k, const float* weight, float* value,
                     int64_t channels) {
   constexpr int64_t kLane = kLanes<float>;
-  const int64_t plane = 2 * padded.rows * padded.half;
   multiply_elements<kVectors>(job.conv.C, windows, weight + kVectors * kLane, scratch.transformed, scratch.product);
   for (int64_t p = 0; p < windows; ++p, value += channels) {
     if (inverse_and_pool<kVectors>(scratch.product + p * kVectors * kLane, weight, value)) [[likely]]
       continue;
     for (int64_t b = 0; b < min(kVectors * kLane, job.conv.K - k); ++b)
-      value[b] = direct_window(job, windows_x + p, padded.half, plane, k + b);
+      value[b] = direct_window(job, windows_x + p, padded, k + b);
   }
 }
 
@@ -147,15 +147,15 @@ static void winograd_pool(const DirectForward& job, int64_t n, int64_t band_inde
   const Conv2dShape& conv = job.conv;
   const int64_t top = band_index * job.plan.band, rows = min(job.plan.band, job.pool.P - top);
   const int64_t channels = round_up(conv.K, kLane), Q = job.pool.Q;
-  const WidthInput padded(conv, job.pool, job.plan.band);
+  const PaddedPlanes padded = width_input(conv, job.pool, job.plan.band);
   const WinogradScratch scratch(workspace, conv, job.pool, job.plan.band);
   copy_halves(conv, job.input, n, 2 * top, padded, scratch.x);
 
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < Q; j += kLane) {
       const int64_t windows = min(kLane, Q - j);
-      const float* x = scratch.x + 4 * i * padded.half + j;
-      transform_input(conv, x, padded.half, 2 * padded.rows * padded.half, scratch.transformed);
+      const float* x = scratch.x + 2 * i * padded.pitch + j;
+      transform_input(conv, x, padded, scratch.transformed);
       const float* weight = job.packed_weight;
       for (int64_t vector = 0; vector * kLane < channels;) {
         const int block = next_channel_block(channels / kLane - vector);
