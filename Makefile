@@ -63,9 +63,10 @@ bench-models: wheel $(later)
 test: $(installed) cpp-default
 	$(bin)/python -m $(pytest) -m "not long"
 
-# CMake and ninja are the environment's own.
+# CMake and ninja are the environment's own. The default preset tests the very kernels that were installed.
+cpp-default: cmake_options := -D CNNFAST_OBJECTS="$(CURDIR)/build/objects"
 cpp-%: $(installed)
-	PATH="$(bin):$$PATH" && cmake --preset $* && cmake --build --preset $* && ctest --preset $*
+	PATH="$(bin):$$PATH" && cmake --preset $* $(cmake_options) && cmake --build --preset $* && ctest --preset $*
 
 # NEON is compiled for and run on the emulator where the machine has both (Debian: g++-aarch64-linux-gnu, qemu-user-static).
 missing_for_neon := $(shell for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool > /dev/null || echo $$tool; done)
