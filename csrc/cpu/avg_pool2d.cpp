@@ -9,16 +9,18 @@
 namespace cnnfast {
 namespace {
 
-// Elements of the result per task: large against the cost of starting one, small against the caches.
-constexpr int64_t kGrain = 1 << 12;
+// Elements read, or written backward, per task: large against the cost of starting one, small against the caches.
+constexpr int64_t kReads = 1 << 14, kWrites = 1 << 12;
+// Planes of one window each are summed by registers of planes: the widest has as many.
+constexpr int64_t kPlanes = 16;
 
 }  // namespace
 
 template <class T>
 void avg_pool2d_forward(Cpu, const AvgPool2dForward<T>& args) {
   const Pool2dShape& s = args.shape;
-  const int64_t row = args.channels_last ? s.Q * s.C : s.Q;
-  parallel_ranges(s.N * s.C * s.P * s.Q / row, ceil_div(kGrain, row),
+  const int64_t row = args.channels_last ? s.Q * s.C : s.Q, rows = ceil_div(kReads, row * s.R * s.S);
+  parallel_ranges(s.N * s.C * s.P * s.Q / row, row == 1 ? round_up(rows, kPlanes) : rows,
                   [&](int64_t begin, int64_t end) { cpu_kernels().of<T>().avg_pool2d.forward(args, begin, end); });
 }
 
@@ -26,7 +28,7 @@ template <class T>
 void avg_pool2d_backward(Cpu, const AvgPool2dBackward<T>& args) {
   const Pool2dShape& s = args.shape;
   const int64_t row = args.channels_last ? s.W * s.C : s.W, scratch = avg_pool2d_backward_scratch(s);
-  parallel_ranges(s.N * s.C * s.H * s.W / row, ceil_div(kGrain, row), [&](int64_t begin, int64_t end) {
+  parallel_ranges(s.N * s.C * s.H * s.W / row, ceil_div(kWrites, row), [&](int64_t begin, int64_t end) {
     Workspace workspace(Workspace::needed<Compute<T>>(scratch));
     cpu_kernels().of<T>().avg_pool2d.backward(args, begin, end, workspace.take<Compute<T>>(scratch));
   });
