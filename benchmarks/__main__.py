@@ -117,10 +117,8 @@ def _write(result: Result, folder: Path) -> None:
     roofs = [folder / f"{stem}.roofline.png", folder / f"{stem}.roofline.svg"]
     roof = ", .roofline.png, .roofline.svg" if roofline.draw(result, roofs) else ""
     (folder / f"{stem}.md").write_text(report.markdown(result, pictures[1].name if drawn else None))
-    print(
-        f"\nWritten to {folder}: {stem}.json, .md"
-        + (f", .png, .svg{roof}" if drawn else "; no plot: matplotlib is not installed")
-    )
+    why_not = "nothing to draw" if importlib.util.find_spec("matplotlib") else "matplotlib is not installed"
+    print(f"\nWritten to {folder}: {stem}.json, .md" + (f", .png, .svg{roof}" if drawn else f"; no plot: {why_not}"))
 
 
 def _report(path: Path, readme: Path | None) -> None:
@@ -156,12 +154,16 @@ def main(argv: list[str] | None = None) -> int:
             skipped.append(suite)
             print(f"benchmarks: the suite {suite} is skipped: {missing}", file=sys.stderr)
             continue
+        if not result.rows:
+            skipped.append(suite)
+            print(f"benchmarks: no row of the suite {suite} matches --only {options.only!r}", file=sys.stderr)
+            continue
         report.show(result)
         _write(result, arguments.out)
         failures += result.own_failures
     for failure in failures:
         print(f"cnnfast: {failure}", file=sys.stderr)
-    return 1 if failures else 2 if [arguments.suite] == skipped else 0
+    return 1 if failures else 2 if list(_suites(arguments.suite)) == skipped else 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import cnnfast
-from cnnfast import info
+from cnnfast import info, library
 from cnnfast.precision import allow_tf32
 
 from . import gpu
@@ -38,8 +38,10 @@ def choose_device(name: str, with_suites: Collection[str]) -> str:
     """The device to run on; "auto" takes the GPU where everything for it is there, else the CPU.
 
     Raises:
-        Unavailable: "cuda" was asked for and something is missing, which the message names.
+        Unavailable: cnnfast's library is missing, or "cuda" was asked for and something is, which the message names.
     """
+    if library.load_error:
+        raise Unavailable(f"nothing of ours to time: {library.load_error}")
     if name == "cpu":
         return name
     if not torch._C._dispatch_has_kernel_for_dispatch_key("cnnfast::conv2d_forward", "CUDA"):

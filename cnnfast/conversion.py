@@ -100,7 +100,9 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"convert: model must be an nn.Module that is no ScriptModule, but got {type(model).__name__}")
     if not any(_why_left(module) is None for module in model.modules()) and not (fuse and _parents(model)):
-        logger.warning("convert: %s has no layer that cnnfast could take over: unchanged", type(model).__name__)
+        converted = any(type(module) in (*_ORIGINALS, FrozenConv2d) for module in model.modules())
+        why = "is converted already" if converted else "has no layer that cnnfast could take over"
+        logger.warning("convert: %s %s: unchanged", type(model).__name__, why)
         return model
     if not inplace:
         model = copied(
@@ -155,7 +157,10 @@ def report(model: nn.Module) -> Report:
 
 def _changes(name: str, module: nn.Module) -> Iterator[Change]:
     if type(module) in _ORIGINALS or type(module) in (layers.ConvReLU2d, layers.ConvReLUMaxPool2d):
-        yield Change(name, "swapped", type(module).__name__)
+        in_place = type(module) is layers.ReLU and module.inplace
+        yield Change(
+            name, "swapped", type(module).__name__ + (", in place: torch's own unless fused" if in_place else "")
+        )
     elif type(module) is FrozenConv2d:
         yield Change(name, "frozen", module.stages)
     elif isinstance(module, tuple(SWAPS)):

@@ -94,9 +94,13 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
     Source: csrc/cpu/conv2d_launch.h, whose questions these are; csrc/cpu/kernels/winograd_tiles.h has the cost model.
     """
     if not isinstance(module, nn.Conv2d) or isinstance(module, ConvReLUMaxPool2d):
-        raise TypeError(f"explain: module must be an nn.Conv2d without pooling, but got module={type(module).__name__}")
+        raise TypeError(
+            f"explain: module must be one layer, an nn.Conv2d without pooling, but got module={type(module).__name__}"
+        )
     weight = module.weight.detach()
     if not isinstance(input, Tensor):
+        if not isinstance(input, Sequence) or len(input) not in (3, 4):
+            raise TypeError(f"explain: input must be a Tensor or its sizes [N, C, H, W], but got input={input!r}")
         input = torch.empty(tuple(input), dtype=weight.dtype, device=weight.device)
     layout = "channels_last" if suggest_memory_format(input) is torch.channels_last else "NCHW"
     shape = f"{list(input.shape)} * {list(weight.shape)}, {str(weight.dtype).removeprefix('torch.')}, {layout}"

@@ -54,11 +54,16 @@ def repack(module: nn.Module) -> None:
     Args:
         module: a converted module, whose children count as well. Others have nothing to forget.
 
+    Raises:
+        TypeError: module is no nn.Module.
+
     Example:
         >>> model = cnnfast.convert(nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU())).eval()
         >>> model[0].weight.data[0, 0] = 0.0
         >>> cnnfast.repack(model)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"repack: module must be an nn.Module, but got {type(module).__name__}")
     for child in module.modules():
         _kept.pop(child, None)
         packed = vars(child).get("_packed")  # of a frozen convolution

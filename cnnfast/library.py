@@ -14,10 +14,13 @@ import torch
 
 def _load(stem: str) -> tuple[Path | None, str | None]:
     """Loads the library ``stem`` beside this file; (its path, None) or (path or None, the reason why not)."""
-    found = sorted(Path(__file__).parent.glob(f"{stem}.*"))
+    folder = Path(__file__).parent
+    found = sorted(folder.glob(f"{stem}.*"))
     found = [path for path in found if path.suffix in (".so", ".pyd", ".dylib")]
     if not found:
-        return None, f"cnnfast.{stem} was not built (no {stem}.*.so beside cnnfast/library.py)"
+        sources = "; install these sources by pip install -e ., or leave their folder for what is installed elsewhere"
+        in_clone = (folder.parent / "setup.py").exists() and stem == "_C"
+        return None, f"cnnfast.{stem} was not built (no {stem}.*.so in {folder}{sources if in_clone else ''})"
     try:
         torch.ops.load_library(str(found[0]))
     except Exception as error:  # whatever the dynamic loader or torch's registration finds wrong
@@ -29,7 +32,7 @@ def _load(stem: str) -> tuple[Path | None, str | None]:
 
 path, load_error = _load("_C")
 #: The CUDA kernels, for a torch built with CUDA; their schemas are in _C.
-cuda_path, cuda_error = _load("_cuda") if load_error is None else (None, load_error)
+cuda_path, cuda_error = _load("_cuda") if load_error is None else (None, "cnnfast._C is not loaded")
 
 
 def op(name: str) -> Any:

@@ -161,6 +161,15 @@ def to_torch(op: str, reason: Reason) -> None:
     record(op, reason, "runs on torch's own op")
 
 
+def _check_environment() -> None:
+    asked = os.environ.get("CNNFAST_STRICT", "")
+    if asked not in ("", "0", "1"):
+        logger.warning("CNNFAST_STRICT must be 0 or 1, but got %s; ignored", asked)
+
+
+_check_environment()
+
+
 def is_strict() -> bool:
     """Whether a call that cannot run on its own kernel is an error."""
     return os.environ.get("CNNFAST_STRICT") == "1"

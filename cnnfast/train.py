@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import data, distributed
+from . import data, distributed, library
 from .distributed import World
 from .trainer import DEVICES, MODELS, OPTIMIZERS, Config, Trainer
 
@@ -69,6 +69,8 @@ def _run(config: Config, world: World, report: Callable[[str], object]) -> dict[
             f"train: parallel fsdp needs ranks, which torchrun starts, but got parallel={config.parallel!r}"
         )
     backends = tuple(MODELS) if config.backend == "both" else (config.backend,)
+    if "cnnfast" in backends and library.load_error:  # all would run on torch, and be called ours
+        raise ImportError(f"train: backend cnnfast needs the compiled kernels, but {library.load_error}")
     halves = world.on_rank_0(lambda: load_data(config))
     trainers = [Trainer(backend, config, *halves, world) for backend in backends]
     _resume(trainers) if config.resume else world.on_rank_0(lambda: _refuse_checkpoints(trainers))

@@ -25,6 +25,7 @@ from benchmarks.rivals import RIVALS, contestants
 from benchmarks.suites import Options, forward_gflop, work_gflop
 from benchmarks.timing import DROPPED_CALLS, PAUSE, Budget, Contestant, Stopwatch, spread, time_contestants
 from benchmarks.work import BACKWARD, FORWARD, GRADIENTS, STEP, Work, reference, runner
+from cnnfast import library
 
 FEW = Budget(seconds=1e-3, fewest=4, most=4)
 
@@ -471,3 +472,16 @@ def test_cuda_that_is_not_there_is_refused(capsys):
         pytest.skip("this machine can run them")
     assert command.main(["--device", "cuda"]) == 2
     assert "--device cuda: " in capsys.readouterr().err
+
+
+def test_without_our_library_there_is_nothing_to_time(capsys, monkeypatch):
+    monkeypatch.setattr(library, "load_error", "cnnfast._C was not built")
+    assert command.main(["--device", "cpu"]) == 2
+    assert "nothing of ours to time: cnnfast._C was not built" in capsys.readouterr().err
+
+
+def test_no_row_is_no_result(capsys, tmp_path):
+    arguments = ["--quick", "--suite", "resnet50", "--only", "no such row", "--threads", "1", "--out", str(tmp_path)]
+    assert command.main(arguments) == 2
+    assert "no row of the suite resnet50 matches --only 'no such row'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

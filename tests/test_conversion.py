@@ -158,6 +158,23 @@ def test_nothing_to_convert_is_returned_and_said(caplog: pytest.LogCaptureFixtur
     assert str(cnnfast.report(model)) == "nothing here that cnnfast has a kernel for"
 
 
+@pytest.mark.parametrize("made", [cnnfast.convert, lambda model: cnnfast.freeze(model.eval())])
+def test_converted_again_is_returned_and_said(
+    made: Callable[[nn.Module], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = made(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True)))
+    with caplog.at_level(logging.WARNING, "cnnfast"):
+        assert cnnfast.convert(model) is model
+    assert [message.partition(" ")[2].partition(" ")[2] for message in caplog.messages] == [
+        "is converted already: unchanged"
+    ]
+
+
+def test_report_tells_of_a_relu_in_place() -> None:
+    model = cnnfast.convert(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()))
+    assert [change.detail for change in cnnfast.report(model)] == ["ReLU, in place: torch's own unless fused", "ReLU"]
+
+
 def test_convert_twice_is_convert_once() -> None:
     once = cnnfast.convert(_reference())
     before = str(cnnfast.report(once))

@@ -80,10 +80,13 @@ def test_of_other_dtypes() -> None:
 
 
 def test_errors() -> None:
-    message = "explain: module must be an nn.Conv2d without pooling, but got module="
+    message = "explain: module must be one layer, an nn.Conv2d without pooling, but got module="
     with pytest.raises(TypeError, match=message + "Linear"):
         explain(torch.nn.Linear(2, 2), (1, 2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=message + "ConvReLUMaxPool2d"):
         explain(cnnfast.ConvReLUMaxPool2d(3, 8, 3, pool_kernel_size=2), (1, 3, 9, 9))
-    with pytest.raises(RuntimeError, match="explain_conv2d: "):
+    for sizes in (8, (3, 9)):
+        with pytest.raises(TypeError, match=r"explain: input must be a Tensor or its sizes .*, but got input="):
+            explain(cnnfast.Conv2d(3, 8, 3), sizes)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="explain: "):
         explain(cnnfast.Conv2d(3, 8, 3), (1, 4, 9, 9))

@@ -111,6 +111,11 @@ def test_single_elements_through_data_want_a_repack(model: nn.Sequential) -> Non
     _check(model)
 
 
+def test_repack_wants_a_module() -> None:
+    with pytest.raises(TypeError, match="repack: module must be an nn.Module, but got NoneType"):
+        cnnfast.repack(None)  # type: ignore[arg-type]
+
+
 def test_copies_and_pickles_know_nothing_of_it(model: nn.Sequential) -> None:
     _check(model)
     twin = copy.deepcopy(model)

@@ -183,6 +183,19 @@ sys.stdout.buffer.write(pickle.dumps((output.shape, cnnfast.fallbacks(), info["l
     assert b"_C.abi3.so cannot be loaded" in result.stderr
 
 
+@pytest.mark.parametrize("value, warned", [("true", True), ("0", False), ("1", False), ("", False)])
+def test_strict_of_another_value_is_ignored_and_said(value: str, warned: bool) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import cnnfast; print(cnnfast.routing.is_strict())"],
+        env={**os.environ, "CNNFAST_STRICT": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("CNNFAST_STRICT must be 0 or 1, but got true; ignored" in result.stderr) == warned
+    assert result.stdout.strip() == str(value == "1")
+
+
 X, W = torch.randn(1, 2, 5, 5), torch.randn(4, 2, 2, 2)
 GOOD = {
     "numpy int": (CF.max_pool2d, F.max_pool2d, (X, numpy.int64(2)), {}),

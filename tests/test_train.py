@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_data import HAVE_DIGITS, needs_digits, write_set
 
-from cnnfast import checkpoint, train
+from cnnfast import checkpoint, library, train
 from cnnfast.trainer import Sampler
 
 BACKENDS = ("cnnfast", "torch")
@@ -305,6 +305,12 @@ def test_same_batches_for_both(config: train.Config, monkeypatch: pytest.MonkeyP
 
 def main(*arguments: str) -> int:
     return train.main(["--threads", "1", *arguments])
+
+
+def test_without_our_library_nothing_is_called_ours(capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    monkeypatch.setattr(library, "load_error", "cnnfast._C was not built")
+    assert main("--backend", "both") == 1
+    assert "backend cnnfast needs the compiled kernels, but cnnfast._C was not built" in capsys.readouterr().err
 
 
 @needs_digits

@@ -72,7 +72,7 @@ class Explanation {
 };
 
 std::string explain_conv2d(const Tensor& input, const Tensor& weight, const IntList& options, bool input_gradient) {
-  constexpr const char* kOp = "explain_conv2d";
+  constexpr const char* kOp = "explain";
   check_options(kOp, options, Conv2dOptions::kCount + 1);
   const Conv2dShape s = conv2d_shape(kOp, input, weight, std::nullopt, conv2d_options(options));
   std::string result;
