@@ -82,7 +82,8 @@ def explain(module: nn.Conv2d, input: Tensor | Sequence[int], *, input_gradient:
         input_gradient: whether the input's gradient is wanted in backward; a first layer's is not.
 
     Raises:
-        TypeError: the module is no nn.Conv2d, or fused with a pooling, which has kernels of its own.
+        TypeError: the module is no nn.Conv2d, or fused with a pooling, which has kernels of its own; or the input is
+            neither a Tensor nor three or four sizes.
         RuntimeError: sizes that do not fit the module, as in a call.
 
     Example::
