@@ -18,6 +18,7 @@ from torch.nn.modules import module as _nn_module
 from . import functional
 from .folding import Folded, folded, unfolded
 from .nn import AvgPool2d, Conv2d, MaxPool2d, ReLU, _padded
+from .normalization import batch_norm, fits
 
 #: Methods that some programs replace on the object.
 OVERRIDES = frozenset({"forward", "_conv_forward"})
@@ -81,7 +82,10 @@ def run_block(
     only_constants = name is None or type(activation) not in RELUS
     parameters = _parameters(input, conv, bn, activation, pool, only_constants)
     if parameters is None:
-        return _call(pool, _call(activation, _call(bn, _call(conv, input))))
+        output = _call(conv, input)
+        if _may_normalize(output, bn):
+            return _call(pool, _normalized(output, bn, activation))
+        return _call(pool, _call(activation, _call(bn, output)))
     arguments, packed = _arguments(input, conv, parameters)
     # With a BatchNorm that is folded, no gradient is wanted.
     if pool is None and (bn is not None or only_constants):
@@ -102,16 +106,37 @@ class _Begun(NamedTuple):
     packed: dict[Any, Tensor] | None
 
 
-def begin_block(input: Tensor, conv: nn.Module, bn: nn.Module | None, *meanwhile: nn.Module) -> Tensor | _Begun:
+class _BegunNorm(NamedTuple):
+    """A convolution's output, and the BatchNorm in training that is still to be run."""
+
+    output: Tensor
+    bn: nn.Module
+
+
+def begin_block(
+    input: Tensor, conv: nn.Module, bn: nn.Module | None, *meanwhile: nn.Module
+) -> Tensor | _Begun | _BegunNorm:
     """``bn(conv(input))``, or what :func:`end_block` needs to run it; ``meanwhile`` others run."""
     parameters = _parameters(input, conv, bn, None, None, True)
-    if parameters is None or not all(map(changes_nothing, meanwhile)):
-        return _call(bn, _call(conv, input))
-    return _Begun(*_arguments(input, conv, parameters))
+    waits = all(map(changes_nothing, meanwhile))
+    if parameters is not None and waits:
+        return _Begun(*_arguments(input, conv, parameters))
+    output = _call(conv, input)
+    if waits and _may_normalize(output, bn) and not any(bn is layer for other in meanwhile for layer in other.modules()):
+        assert bn is not None
+        return _BegunNorm(output, bn)
+    return _call(bn, output)
 
 
-def end_block(begun: Tensor | _Begun, residual: Tensor, add: nn.Module, activation: nn.Module | None) -> Tensor:
+def end_block(
+    begun: Tensor | _Begun | _BegunNorm, residual: Tensor, add: nn.Module, activation: nn.Module | None
+) -> Tensor:
     """``activation(begun + residual)``, of what begin_block returned."""
+    if isinstance(begun, _BegunNorm):
+        output, bn = begun
+        if _may_be_added(add, output, residual):
+            return _normalized(output, bn, activation, residual)
+        begun = batch_norm(output, bn)
     if isinstance(begun, _Begun):
         arguments, packed = begun
         name = None if is_observed(activation) or not may_fuse(add, residual, *arguments[:2]) else name_of(activation)
@@ -121,6 +146,37 @@ def end_block(begun: Tensor | _Begun, residual: Tensor, add: nn.Module, activati
         output = functional.conv2d_constant(*arguments, "none", packed)
         begun = functional.conv2d(*arguments) if output is None else output
     return _call(activation, _call(add, begun, residual))
+
+
+def _may_normalize(input: Any, bn: nn.Module | None) -> bool:
+    """Whether a BatchNorm in training may run together with what follows it."""
+    return (
+        bn is not None
+        and bn.training
+        and type(bn) in STAGES[BN]
+        and not (observes_all() or is_observed(bn))
+        and fits(input, bn)
+    )
+
+
+def _may_be_added(add: nn.Module, output: Tensor, residual: Any) -> bool:
+    """Whether the sum of a BatchNorm's output and a residual is written as the output would be."""
+    return (
+        type(residual) is Tensor
+        and residual.is_cpu
+        and residual.dtype is output.dtype
+        and residual.shape == output.shape
+        # A sum is laid out as its first operand.
+        and (not add.swapped or residual.stride() == output.stride())
+    )
+
+
+def _normalized(output: Tensor, bn: nn.Module, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
+    """``activation(bn(output) + residual)``, the activation with the rest where it only clips."""
+    name = name_of(activation)
+    if name in ("none", "relu", "relu6") and not is_observed(activation):
+        return batch_norm(output, bn, name, residual)
+    return _call(activation, batch_norm(output, bn, residual=residual))
 
 
 def may_fuse(add: nn.Module, residual: Any, input: Tensor, weight: Tensor) -> bool:

@@ -58,6 +58,16 @@ CNNFAST_LIBRARY(m) {
   m.def(
       "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last, int[] kernel_size, "
       "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
+  // By the statistics of the batch. activation: one that clips, of the sum with residual, a tensor of the input's shape.
+  // The results are (output, mean, invstd). On the CPU.
+  m.def(
+      "batch_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, float momentum, float eps, int activation) -> (Tensor, Tensor, Tensor)");
+  // `output` is wanted where a residual was added and then clipped. Gradients, as output_mask asks for them: of input,
+  // residual, weight and bias; that of the residual may be grad_output itself.
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? output, Tensor? weight, Tensor? bias, "
+      "Tensor mean, Tensor invstd, int activation, bool[] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "

@@ -4,6 +4,7 @@
 #include "common/number.h"
 #include "cpu/augment.h"
 #include "cpu/avg_pool2d.h"
+#include "cpu/batch_norm.h"
 #include "cpu/channels_last.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
@@ -24,6 +25,7 @@ struct KernelsOf {
   ReluKernels<T> relu;
   MaxPool2dKernels<T> max_pool2d;
   AvgPool2dKernels<T> avg_pool2d;
+  BatchNormKernels<T> batch_norm;
 };
 
 struct CpuKernels {

@@ -24,14 +24,16 @@ inline int64_t thread_count() {
 // The tasks that one worker begins with.
 struct alignas(64) TaskQueue {
   std::atomic<int64_t> next;
-  int64_t end;
+  int64_t begin, end;
 };
+
+enum class TaskOrder { forward, backward };
 
 // Calls task(i) once for each i in [0, tasks), on the threads of the team. Each begins with its own share, a range of
 // consecutive tasks: what one op wrote for these images is in that core's cache when the next op reads it. Done with
 // it, a thread helps the others (a slow core takes fewer); so which thread runs which task is open, and a task must
 // write only what is its own.
-template <class Task>
+template <TaskOrder kOrder = TaskOrder::forward, class Task>
 void parallel_tasks(int64_t tasks, const Task& task) {
   if (tasks <= 1) {
     if (tasks == 1) task(int64_t{0});
@@ -42,13 +44,14 @@ void parallel_tasks(int64_t tasks, const Task& task) {
   const int64_t workers = threads < tasks ? threads : tasks, queues = workers < kMaxQueues ? workers : kMaxQueues;
   TaskQueue queue[kMaxQueues];
   for (int64_t q = 0; q < queues; ++q) {
-    queue[q].next = tasks * q / queues;
+    queue[q].next = queue[q].begin = tasks * q / queues;
     queue[q].end = tasks * (q + 1) / queues;
   }
   const auto work = [&](int64_t worker) {
     for (int64_t q = 0; q < queues; ++q) {
       TaskQueue& from = queue[(worker + q) % queues];
-      for (int64_t i; (i = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end;) task(i);
+      for (int64_t i; (i = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end;)
+        task(kOrder == TaskOrder::forward ? i : from.begin + from.end - 1 - i);
     }
   };
 #ifdef CNNFAST_TORCH_FREE

@@ -5,6 +5,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/augment.h"
 #include "cpu/kernels/avg_pool2d.h"
+#include "cpu/kernels/batch_norm_backward.h"
 #include "cpu/kernels/channels_last.h"
 #include "cpu/kernels/conv2d_backward_weight.h"
 #include "cpu/kernels/conv2d_relu_max_pool2d.h"
@@ -21,7 +22,7 @@ namespace cnnfast::CNNFAST_ISA {
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
   return {conv2d_kernels<T>(), depthwise_kernels<T>(), relu_kernels<T>(), max_pool2d_kernels<T>(),
-          avg_pool2d_kernels<T>()};
+          avg_pool2d_kernels<T>(), batch_norm_kernels<T>()};
 }
 
 constexpr CpuKernels make_kernels(const char* isa) {

@@ -1,0 +1,141 @@
+"""BatchNorm by the statistics of the batch, with the sum and the activation behind it, as one op with one gradient.
+
+Backward keeps the input and two numbers a channel: what lies between is computed again, and which elements the
+activation clipped with it. After a sum that is clipped it is read from the output, which the next layer keeps anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import folding
+from .autograd import Grads, Op, _differentiated
+from .library import function
+
+__all__ = ["batch_norm", "fits"]
+
+_batch_norm_forward = function("batch_norm_forward")
+_batch_norm_backward = function("batch_norm_backward")
+
+_PARAMETER_DTYPES = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+_CLIPS = {"none": 0, "relu": 1, "relu6": 2}  # csrc/common/activation.h
+
+
+def fits(input: Any, bn: nn.Module) -> bool:
+    """Whether there is a kernel for ``bn``, which trains, of this input, and nobody could tell the difference."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or folding.is_transformed():
+        return False
+    if type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided or input.dim() != 4:
+        return False
+    dtype, channels = _PARAMETER_DTYPES.get(input.dtype), bn.num_features
+    if dtype is None or input.shape[1] != channels or input.numel() <= channels:  # torch's own tell of what is wrong
+        return False
+    tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    return all(
+        tensor is None
+        or (
+            type(tensor) in (Tensor, nn.Parameter)
+            and tensor.dtype is dtype
+            and tensor.is_cpu
+            and tensor.shape == (channels,)
+            and tensor.is_contiguous()
+        )
+        for tensor in tensors
+    )
+
+
+def batch_norm(input: Tensor, bn: nn.Module, activation: str = "none", residual: Tensor | None = None) -> Tensor:
+    """``activation(bn(input) + residual)``, and what ``bn`` keeps of the batch.
+
+    Args:
+        input: [N, C, H, W], which :func:`fits`.
+        bn: an nn.BatchNorm2d in training.
+        activation: "none", "relu" or "relu6".
+        residual: of the shape and dtype of input.
+    """
+    # As nn.BatchNorm2d.forward.
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    running_mean = running_var = None
+    if bn.track_running_stats:
+        running_mean, running_var = bn.running_mean, bn.running_var
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+            if bn.momentum is None:
+                momentum = 1.0 / float(bn.num_batches_tracked)
+    weight, bias = bn.weight, bn.bias
+    options = (running_mean, running_var, momentum, bn.eps, _CLIPS[activation])
+    operands = (input, residual, weight, bias)
+    if torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands):
+        output = BatchNorm.apply(*operands, options)
+    else:
+        output = BatchNorm.compute(*operands, options)[0]
+    for tensor in (running_mean, running_var):
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)  # the raw op does not
+    return output
+
+
+class BatchNorm(Op):
+    """Keeps input, weight and bias; the output where a residual was added and clipped."""
+
+    name = "batch_norm"
+    tensors = 4
+    private = True
+
+    @staticmethod
+    def compute(
+        input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, options: tuple[Any, ...]
+    ) -> Any:
+        return _batch_norm_forward(input, residual, weight, bias, *options)
+
+    @staticmethod
+    def save(ctx: Any, tensors: Any, options: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
+        input, residual, weight, bias = tensors
+        output, mean, invstd = results
+        ctx.eps, ctx.activation = options[3:]
+        clipped_sum = output if residual is not None and ctx.activation else None
+        ctx.save_for_backward(input, weight, bias, mean, invstd, clipped_sum)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Grads:
+        input, weight, bias, mean, invstd, output = ctx.saved_tensors
+        mask = ctx.needs_input_grad[:4]
+        if _differentiated():
+            grad = _sum_grad(grad_output, input, weight, bias, output, ctx.eps, ctx.activation)
+            of_norm = torch.ops.aten.native_batch_norm_backward(
+                grad, input, weight, None, None, mean, invstd, True, ctx.eps, (mask[0], *mask[2:])
+            )
+            grads: Any = (of_norm[0], grad, *of_norm[1:])
+        else:
+            grads = _batch_norm_backward(grad_output, input, output, weight, bias, mean, invstd, ctx.activation, mask)
+        return (*(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)), None)
+
+
+def _sum_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor | None,
+    eps: float,
+    activation: int,
+) -> Tensor:
+    """The gradient of what went into the activation, in torch's differentiable ops."""
+    if activation == _CLIPS["none"]:
+        return grad_output
+    with torch.no_grad():
+        if output is None:
+            output = F.batch_norm(input, None, None, weight, bias, training=True, eps=eps)
+        clipped = output <= 0
+        if activation == _CLIPS["relu6"]:
+            clipped |= output >= 6
+    return torch.where(clipped, 0, grad_output)

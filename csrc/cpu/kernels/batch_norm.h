@@ -1,0 +1,238 @@
+// Batch normalisation by the statistics of the batch, forward and backward, with a residual and an activation that
+// clips. Memory is the bound: forward reads the input twice and writes the output, backward reads two tensors twice and
+// writes one; what lies between, and which elements were clipped, is computed again.
+//
+// Chunks that stay in the first-level cache are summed in registers, twice where it is the variance: first the mean,
+// then squares of what is left. What becomes of chunks is added in double (T. F. Chan, G. H. Golub, R. J. LeVeque,
+// Algorithms for computing the sample variance, The American Statistician 37, 1983).
+#pragma once
+
+#include <utility>
+
+#include "cpu/batch_norm.h"
+#include "cpu/kernels/constant.h"
+#include "cpu/kernels/storage.h"
+
+namespace cnnfast::CNNFAST_ISA {
+
+// Registers of sums at a time: two for each, and as many of means, must find room.
+constexpr int kNormVectors = kWideRegisters ? 8 : 4;
+constexpr int64_t kNormRows = 64;  // in a chunk
+
+// Calls body(i, V{}) with registers, then smaller ones, that cover [0, count).
+template <class A, class Body>
+CNNFAST_INLINE void for_each_lanes(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) body(i, Vec<A>{});
+  if constexpr (kLanes<A> > 8) {
+    if (i + 8 <= count) body(i, Lanes<A, 8>{}), i += 8;
+  }
+  if constexpr (kLanes<A> > 4) {
+    if (i + 4 <= count) body(i, Lanes<A, 4>{}), i += 4;
+  }
+  for (; i < count; ++i) body(i, Lanes<A, 1>{});
+}
+
+// A number of each channel: of neighbouring channels (kRows: channels_last), or of one.
+template <bool kRows, class V, class A>
+CNNFAST_INLINE V per_channel(const A* values) {
+  if constexpr (kRows) {
+    return load_lanes<1, V>(values);
+  } else {
+    return *values - V{};
+  }
+}
+
+// Calls run(at, c, count) for neighbours in memory: of all channels, or of channel c.
+template <bool kRows, class Run>
+CNNFAST_INLINE void for_each_run(const BatchNormShape& s, const BatchNormPiece& piece, const Run& run) {
+  if constexpr (kRows) {
+    for (int64_t row = piece.row; row < piece.row + piece.rows; ++row) run(row * s.C, int64_t{0}, s.C);
+  } else {
+    for (int64_t c = piece.c; c < piece.c + piece.channels; ++c)
+      run((piece.image * s.C + c) * s.rows + piece.row, c, piece.rows);
+  }
+}
+
+template <class V, class A>
+CNNFAST_INLINE V clip_to(V x, A low, A high) {
+  x = low - V{} > x ? low - V{} : x;
+  return high - V{} < x ? high - V{} : x;
+}
+
+template <class T, bool kRows, bool kResidual>
+static void apply_runs(const BatchNormShape& s, const BatchNormPiece& piece, const BatchNormApply<T>& args) {
+  using A = Compute<T>;
+  const A low = lowest_of<A>(args.activation), high = highest_of<A>(args.activation);
+  for_each_run<kRows>(s, piece, [&](int64_t at, int64_t c, int64_t count) CNNFAST_INLINE_LAMBDA {
+    for_each_lanes<A>(count, [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA {
+      using V = decltype(zero);
+      const int64_t channel = kRows ? i : c;
+      V x = load_lanes<1, V>(args.input + at + i) * per_channel<kRows, V>(args.scale + channel) +
+            per_channel<kRows, V>(args.shift + channel);
+      if constexpr (kResidual) x += load_lanes<1, V>(args.residual + at + i);
+      store_lanes(args.output + at + i, clip_to(x, low, high));
+    });
+  });
+}
+
+template <class T>
+void batch_norm_apply(const BatchNormShape& s, const BatchNormPiece& piece, const BatchNormApply<T>& args) {
+  const auto run = [&](auto rows, auto residual) { apply_runs<T, rows.value, residual.value>(s, piece, args); };
+  const auto with_residual = [&](auto rows) {
+    args.residual == nullptr ? run(rows, std::false_type{}) : run(rows, std::true_type{});
+  };
+  s.channels_last ? with_residual(std::true_type{}) : with_residual(std::false_type{});
+}
+
+// Two sums of a channel.
+struct ChannelSums {
+  double first, second;
+};
+
+// Every lane in one number: halves are added until there is but one.
+template <class V>
+CNNFAST_INLINE auto sum_of_lanes(V v) {
+  constexpr int kHalf = kLanesOf<V> / 2;
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    return [&]<int... kLane>(std::integer_sequence<int, kLane...>) CNNFAST_INLINE_LAMBDA {
+      return sum_of_lanes(__builtin_shufflevector(v, v, kLane...) + __builtin_shufflevector(v, v, (kHalf + kLane)...));
+    }(std::make_integer_sequence<int, kHalf>{});
+  }
+}
+
+// Sums of term(at, V{}), a pair, over rows that are `pitch` apart.
+template <class V, int kVectors, class Term>
+CNNFAST_INLINE void sum_rows(int64_t rows, int64_t pitch, const Term& term, V (&first)[kVectors],
+                             V (&second)[kVectors]) {
+  for (int64_t row = 0; row < rows; ++row) {
+    unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+      const auto [a, b] = term(row * pitch + v.value * kLanesOf<V>, V{});
+      first[v.value] += a;
+      second[v.value] += b;
+    });
+  }
+}
+
+// The same over [0, count), all of one channel.
+template <class A, class Term>
+CNNFAST_INLINE ChannelSums sum_run(int64_t count, const Term& term) {
+  ChannelSums sums{};
+  int64_t at = 0;
+  const auto add = [&](auto zero, auto vectors, int64_t rows) CNNFAST_INLINE_LAMBDA {
+    using V = decltype(zero);
+    V first[vectors.value] = {}, second[vectors.value] = {};
+    const auto later = [&](int64_t i, V v) CNNFAST_INLINE_LAMBDA { return term(at + i, v); };
+    sum_rows<V, vectors.value>(rows, vectors.value * kLanesOf<V>, later, first, second);
+    unroll<vectors.value - 1>([&](auto v) CNNFAST_INLINE_LAMBDA {
+      first[0] += first[v.value + 1], second[0] += second[v.value + 1];
+    });
+    sums.first += sum_of_lanes(first[0]), sums.second += sum_of_lanes(second[0]);
+    at += rows * vectors.value * kLanesOf<V>;
+  };
+  constexpr int kVectors = 4;
+  if (count >= kVectors * kLanes<A>) add(Vec<A>{}, Constant<kVectors>{}, count / (kVectors * kLanes<A>));
+  if (count - at >= kLanes<A>) add(Vec<A>{}, Constant<1>{}, (count - at) / kLanes<A>);
+  if constexpr (kLanes<A> > 4) {
+    if (count - at >= 4) add(Lanes<A, 4>{}, Constant<1>{}, (count - at) / 4);
+  }
+  if (at < count) add(Lanes<A, 1>{}, Constant<1>{}, count - at);
+  return sums;
+}
+
+// Calls block(c, V{}, Constant<registers>{}) for neighbouring channels that cover [0, channels).
+template <class A, class Block>
+CNNFAST_INLINE void for_each_block(int64_t channels, const Block& block) {
+  int64_t c = 0;
+  while (channels - c >= kLanes<A>) {
+    const int64_t vectors = min<int64_t>(kNormVectors, (channels - c) / kLanes<A>);
+    with_constant<1, kNormVectors>(vectors, [&](auto count) { block(c, Vec<A>{}, count); });
+    c += vectors * kLanes<A>;
+  }
+  const int64_t first = c;
+  for_each_lanes<A>(channels - first, [&](int64_t i, auto zero) { block(first + i, zero, Constant<1>{}); });
+}
+
+// A sample's mean and squares, with another's.
+static inline void merge(double& mean, double& squares, double count, double other_mean, double other_squares,
+                         double other_count) {
+  const double total = count + other_count, distance = other_mean - mean;
+  mean += distance * (other_count / total);
+  squares += other_squares + distance * distance * (count * other_count / total);
+}
+
+// Of `count` elements the mean and squares, by the sums of what is left without a first guess of the mean.
+CNNFAST_INLINE void merge_chunk(double& mean, double& squares, int64_t before, double guess, double rest, double square,
+                                int64_t count) {
+  const double n = static_cast<double>(count);
+  merge(mean, squares, static_cast<double>(before), guess + rest / n, square - rest * rest / n, n);
+}
+
+template <class T>
+static void row_statistics(const BatchNormShape& s, const BatchNormPiece& piece, const T* input, double* mean,
+                           double* squares) {
+  using A = Compute<T>;
+  for (int64_t c = 0; c < s.C; ++c) mean[c] = squares[c] = 0;
+  for (int64_t done = 0; done < piece.rows; done += kNormRows) {
+    const int64_t rows = min(kNormRows, piece.rows - done);
+    for_each_block<A>(s.C, [&](int64_t c, auto zero, auto vectors) CNNFAST_INLINE_LAMBDA {
+      using V = decltype(zero);
+      constexpr int kVectors = decltype(vectors)::value;
+      const T* from = input + (piece.row + done) * s.C + c;
+      V guess[kVectors] = {}, rest[kVectors] = {}, square[kVectors] = {};
+      for (int64_t row = 0; row < rows; ++row) {
+        unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+          guess[v.value] += load_lanes<1, V>(from + row * s.C + v.value * kLanesOf<V>);
+        });
+      }
+      unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA { guess[v.value] /= A(rows); });
+      for (int64_t row = 0; row < rows; ++row) {
+        unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+          const V x = load_lanes<1, V>(from + row * s.C + v.value * kLanesOf<V>) - guess[v.value];
+          rest[v.value] += x;
+          square[v.value] += x * x;
+        });
+      }
+      unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
+        const int64_t first = c + v.value * kLanesOf<V>;
+        for (int lane = 0; lane < kLanesOf<V>; ++lane) {
+          merge_chunk(mean[first + lane], squares[first + lane], done, guess[v.value][lane], rest[v.value][lane],
+                      square[v.value][lane], rows);
+        }
+      });
+    });
+  }
+}
+
+template <class T>
+static void plane_statistics(const BatchNormShape& s, const BatchNormPiece& piece, const T* input, double* mean,
+                             double* squares) {
+  using A = Compute<T>;
+  constexpr int64_t kChunk = kNormRows * 64;
+  for_each_run<false>(s, piece, [&](int64_t at, int64_t c, int64_t count) CNNFAST_INLINE_LAMBDA {
+    mean[c] = squares[c] = 0;
+    for (int64_t done = 0; done < count; done += kChunk) {
+      const int64_t length = min(kChunk, count - done);
+      const T* from = input + at + done;
+      const ChannelSums sum = sum_run<A>(length, [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA {
+        return std::pair(load_lanes<1, decltype(zero)>(from + i), zero);
+      });
+      const A guess = static_cast<A>(sum.first / static_cast<double>(length));
+      const ChannelSums rest = sum_run<A>(length, [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA {
+        const auto x = load_lanes<1, decltype(zero)>(from + i) - guess;
+        return std::pair(x, x * x);
+      });
+      merge_chunk(mean[c], squares[c], done, guess, rest.first, rest.second, length);
+    }
+  });
+}
+
+template <class T>
+void batch_norm_statistics(const BatchNormShape& s, const BatchNormPiece& piece, const T* input, double* mean,
+                           double* squares) {
+  s.channels_last ? row_statistics(s, piece, input, mean, squares) : plane_statistics(s, piece, input, mean, squares);
+}
+
+}  // namespace cnnfast::CNNFAST_ISA
