@@ -62,7 +62,8 @@ def batch_norm(input: Tensor, bn: nn.Module, activation: str = "none", residual:
         activation: "none", "relu" or "relu6".
         residual: of the shape and dtype of input.
     """
-    # As nn.BatchNorm2d.forward.
+    # As nn.BatchNorm2d.forward. As by torch's op, too, versions of the running statistics stay what they are: that
+    # op keeps them for backward, where the module is called twice.
     momentum = 0.0 if bn.momentum is None else bn.momentum
     running_mean = running_var = None
     if bn.track_running_stats:
@@ -75,13 +76,8 @@ def batch_norm(input: Tensor, bn: nn.Module, activation: str = "none", residual:
     options = (running_mean, running_var, momentum, bn.eps, _CLIPS[activation])
     operands = (input, residual, weight, bias)
     if torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands):
-        output = BatchNorm.apply(*operands, options)
-    else:
-        output = BatchNorm.compute(*operands, options)[0]
-    for tensor in (running_mean, running_var):
-        if tensor is not None and not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)  # the raw op does not
-    return output
+        return BatchNorm.apply(*operands, options)
+    return BatchNorm.compute(*operands, options)[0]
 
 
 class BatchNorm(Op):

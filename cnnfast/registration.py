@@ -147,6 +147,28 @@ def _avg_pool2d(
     return _image(input, input.shape[-3], size, _channels_last(input))
 
 
+def _batch_norm(input: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    output = _image(input, input.shape[1], input.shape[2:], _channels_last(input))
+    return output, input.new_empty(input.shape[1], dtype=dtype), input.new_empty(input.shape[1], dtype=dtype)
+
+
+def _batch_norm_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    output: Any,
+    weight: Any,
+    bias: Any,
+    mean: Tensor,
+    invstd: Tensor,
+    activation: int,
+    output_mask: Sequence[bool],
+) -> Any:
+    image = _image(input, input.shape[1], input.shape[2:], _channels_last(input))
+    results = (image, torch.empty_like(image), torch.empty_like(mean), torch.empty_like(mean))
+    return tuple(result if wanted else None for result, wanted in zip(results, output_mask, strict=True))
+
+
 def _augment(
     images: Tensor,
     parameters: Tensor,
@@ -201,6 +223,8 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "avg_pool2d_backward": lambda grad_output, input_size, channels_last, *args: _image(
         grad_output, grad_output.shape[-3], input_size, channels_last
     ),
+    "batch_norm_forward": _batch_norm,
+    "batch_norm_backward": _batch_norm_backward,
     "augment": _augment,
     "augment_gray_mean": lambda images: images.new_empty(images.shape[0], dtype=torch.float32),
     "augment_maps": lambda parameters, constants, size, geometry: parameters.new_empty(

@@ -11,6 +11,7 @@
 #include "common/number.h"
 #include "common/shape.h"
 #include "error.h"
+#include "huge_pages.h"
 
 namespace cnnfast {
 
@@ -63,6 +64,13 @@ inline Strides dense_strides(int64_t C, int64_t H, int64_t W, bool channels_last
   return channels_last ? Strides{c * h * w, 1, w * c, c} : Strides{c * h * w, h * w, w, 1};
 }
 
+// A new tensor.
+inline Tensor on_huge_pages(Tensor tensor) {
+  if (tensor.is_cpu())
+    advise_huge_pages(tensor.data_ptr(), static_cast<size_t>(tensor.numel()) * tensor.element_size());
+  return tensor;
+}
+
 // An uninitialised tensor like `like` in dtype (unless given) and device.
 inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int64_t dims, bool channels_last,
                     ScalarType dtype) {
@@ -77,7 +85,7 @@ inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int6
   const int32_t dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, size.data() + skip, stride.data() + skip, dtype_code,
                                                          device_type, device_index, &handle));
-  return Tensor(handle);
+  return on_huge_pages(Tensor(handle));
 }
 inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, int64_t dims, bool channels_last) {
   return empty(like, size, dims, channels_last, like.scalar_type());

@@ -11,60 +11,12 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks_testing import FORMATS, block_input, check, groups, models, ops, shuffled
+from blocks_testing import FORMATS, Basic, Inverted, Shrinking, block_input, check, groups, models, ops, shuffled
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
 from cnnfast import autograd, fusion
-
-
-class Basic(nn.Module):
-    """torchvision's BasicBlock."""
-
-    def __init__(self, C: int = 8, K: int = 8, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(C, K, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(K)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(K, K, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(K)
-        self.downsample = None
-        if stride != 1 or C != K:
-            self.downsample = nn.Sequential(nn.Conv2d(C, K, 1, stride, bias=False), nn.BatchNorm2d(K))
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x
-        out = self.conv1(x)
-        out = self.bn1(out)
-        out = self.relu(out)
-        out = self.conv2(out)
-        out = self.bn2(out)
-        if self.downsample is not None:
-            identity = self.downsample(x)
-        out += identity
-        out = self.relu(out)
-        return out
-
-
-class Shrinking(Basic):
-    def __init__(self) -> None:
-        super().__init__(8, 12, 2)
-
-
-class Inverted(nn.Module):
-    """torchvision's InvertedResidual: the sum is in another forward than the convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU6(inplace=True)),
-            nn.Conv2d(16, 8, 1, bias=False),
-            nn.BatchNorm2d(8),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
 
 
 class Nested(nn.Module):

@@ -17,7 +17,7 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
 // `tensor`, or a copy of it, in the layout of `like`.
 inline Tensor in_layout_of(const Tensor& like, const Tensor& tensor) {
   if (same_layout(tensor, like)) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
+  Tensor copy = on_huge_pages(torch::stable::empty_like(like));
   torch::stable::copy_(copy, tensor);
   return copy;
 }
@@ -26,7 +26,7 @@ template <class Device>
 Tensor relu_forward_op(const Tensor& input_any) {
   const Guard<Device> guard(input_any);
   // Dense, and in the order of the input's strides: as torch's.
-  Tensor output = torch::stable::empty_like(input_any);
+  Tensor output = on_huge_pages(torch::stable::empty_like(input_any));
   const Tensor input = in_layout_of(output, input_any);
   dispatch_dtype("relu", input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -43,7 +43,7 @@ Tensor relu_backward_op(const Tensor& grad_output_any, const Tensor& output_any)
                 "relu_backward: grad_output must have the shape of output, but got grad_output.shape=",
                 show_size(grad_output_any), ", output.shape=", show_size(output_any));
   const Guard<Device> guard(output_any);
-  Tensor grad_input = torch::stable::empty_like(output_any);
+  Tensor grad_input = on_huge_pages(torch::stable::empty_like(output_any));
   const Tensor output = in_layout_of(grad_input, output_any);
   const Tensor grad_output = in_layout_of(grad_input, grad_output_any);
   dispatch_dtype("relu_backward", output.scalar_type(), [&](auto zero) {
