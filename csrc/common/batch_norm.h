@@ -51,8 +51,8 @@ struct BatchNormShape {
 template <class T>
 struct BatchNormForward {
   BatchNormShape shape;
-  const T *input, *residual;           // null: no residual
-  const Compute<T>*weight, *bias;      // null: ones, zeros
+  const T *input, *residual;              // null: no residual
+  const Compute<T>*weight, *bias;         // null: ones, zeros
   Compute<T>*running_mean, *running_var;  // null: not tracked
   double momentum, eps;
   Activation activation;  // one that only clips

@@ -31,8 +31,7 @@ A* vector_data(const std::optional<Tensor>& vector) {
 // Of an input of [N, C, H, W]; the type of its sums.
 inline ScalarType check_batch_norm(const char* op, const Tensor& input, const std::optional<Tensor>& weight,
                                    const std::optional<Tensor>& bias, int64_t activation) {
-  CNNFAST_CHECK(input.dim() == 4, op,
-                ": input must be 4D: [N, C, H, W], but got input.shape=", show_size(input));
+  CNNFAST_CHECK(input.dim() == 4, op, ": input must be 4D: [N, C, H, W], but got input.shape=", show_size(input));
   CNNFAST_CHECK(activation >= 0 && only_clips(static_cast<Activation>(activation)), op,
                 ": activation must be none, ReLU or ReLU6 (0, 1, 2), but got activation=", activation);
   const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -50,17 +49,19 @@ inline BatchNormShape batch_norm_shape(const Tensor& input) {
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_op(
-    const Tensor& input_any, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& running_mean,
-    const std::optional<Tensor>& running_var, double momentum, double eps, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_op(const Tensor& input_any, const std::optional<Tensor>& residual,
+                                                         const std::optional<Tensor>& weight,
+                                                         const std::optional<Tensor>& bias,
+                                                         const std::optional<Tensor>& running_mean,
+                                                         const std::optional<Tensor>& running_var, double momentum,
+                                                         double eps, int64_t activation) {
   constexpr const char* kOp = "batch_norm_forward";
   const ScalarType dtype = check_batch_norm(kOp, input_any, weight, bias, activation);
   check_per_channel(kOp, "running_mean", running_mean, input_any, dtype);
   check_per_channel(kOp, "running_var", running_var, input_any, dtype);
   const BatchNormShape s = batch_norm_shape(input_any);
-  CNNFAST_CHECK(s.count() > 1, kOp, ": expected more than 1 value per channel when training, but got input.shape=",
-                show_size(input_any));
+  CNNFAST_CHECK(s.count() > 1, kOp,
+                ": expected more than 1 value per channel when training, but got input.shape=", show_size(input_any));
   if (residual.has_value()) check_same(kOp, "residual", *residual, "input", input_any);
   const Guard<Device> guard(input_any);
   const Tensor output = empty_image_like(input_any);
@@ -70,12 +71,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_op(
   dispatch_dtype(kOp, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Compute<T>;
-    batch_norm_forward(
-        guard.device(),
-        BatchNormForward<T>{s, data_of<const T>(input), vector_data<const T>(added), vector_data<const A>(weight),
-                            vector_data<const A>(bias), vector_data<A>(running_mean), vector_data<A>(running_var),
-                            momentum, eps, static_cast<Activation>(activation), data_of<T>(output), data_of<A>(mean),
-                            data_of<A>(invstd)});
+    batch_norm_forward(guard.device(), BatchNormForward<T>{s, data_of<const T>(input), vector_data<const T>(added),
+                                                           vector_data<const A>(weight), vector_data<const A>(bias),
+                                                           vector_data<A>(running_mean), vector_data<A>(running_var),
+                                                           momentum, eps, static_cast<Activation>(activation),
+                                                           data_of<T>(output), data_of<A>(mean), data_of<A>(invstd)});
   });
   return {output, mean, invstd};
 }
@@ -96,8 +96,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_op(
   CNNFAST_CHECK(output_mask.size() == 4, kOp, ": output_mask must have 4 values, but got ", output_mask.size());
   if (output.has_value()) {
     check_same(kOp, "output", *output, "input", input_any);
-    CNNFAST_CHECK(same_size(*output, input_any), kOp, ": output must have the shape of input, but got output.shape=",
-                  show_size(*output), ", input.shape=", show_size(input_any));
+    CNNFAST_CHECK(same_size(*output, input_any), kOp,
+                  ": output must have the shape of input, but got output.shape=", show_size(*output),
+                  ", input.shape=", show_size(input_any));
   }
   const BatchNormShape s = batch_norm_shape(input_any);
   const Guard<Device> guard(input_any);
@@ -116,13 +117,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_op(
     const bool stores = output_mask[1] && clips && sum.has_value();
     batch_norm_backward(
         guard.device(),
-        BatchNormBackward<T>{s, data_of<const T>(grad_output), data_of<const T>(input), vector_data<const T>(sum),
-                             vector_data<const A>(weight), vector_data<const A>(bias), data_of<const A>(mean),
-                             data_of<const A>(invstd), static_cast<Activation>(activation),
-                             output_mask[0] ? data_of<T>(grad_input) : nullptr,
-                             stores ? data_of<T>(grad_residual) : nullptr,
-                             output_mask[2] ? data_of<A>(grad_weight) : nullptr,
-                             output_mask[3] ? data_of<A>(grad_bias) : nullptr});
+        BatchNormBackward<T>{
+            s, data_of<const T>(grad_output), data_of<const T>(input), vector_data<const T>(sum),
+            vector_data<const A>(weight), vector_data<const A>(bias), data_of<const A>(mean), data_of<const A>(invstd),
+            static_cast<Activation>(activation), output_mask[0] ? data_of<T>(grad_input) : nullptr,
+            stores ? data_of<T>(grad_residual) : nullptr, output_mask[2] ? data_of<A>(grad_weight) : nullptr,
+            output_mask[3] ? data_of<A>(grad_bias) : nullptr});
   });
   return {grad_input, grad_residual, grad_weight, grad_bias};
 }

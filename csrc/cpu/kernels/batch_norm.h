@@ -126,9 +126,8 @@ CNNFAST_INLINE ChannelSums sum_run(int64_t count, const Term& term) {
     V first[vectors.value] = {}, second[vectors.value] = {};
     const auto later = [&](int64_t i, V v) CNNFAST_INLINE_LAMBDA { return term(at + i, v); };
     sum_rows<V, vectors.value>(rows, vectors.value * kLanesOf<V>, later, first, second);
-    unroll<vectors.value - 1>([&](auto v) CNNFAST_INLINE_LAMBDA {
-      first[0] += first[v.value + 1], second[0] += second[v.value + 1];
-    });
+    unroll<vectors.value - 1>(
+        [&](auto v) CNNFAST_INLINE_LAMBDA { first[0] += first[v.value + 1], second[0] += second[v.value + 1]; });
     sums.first += sum_of_lanes(first[0]), sums.second += sum_of_lanes(second[0]);
     at += rows * vectors.value * kLanesOf<V>;
   };

@@ -67,8 +67,8 @@ static void gradient_runs(const BatchNormShape& s, const BatchNormPiece& piece, 
       const int64_t channel = kRows ? i : c;
       const V x = load_lanes<1, V>(args.input + at + i), gradient = sum_gradient(at + i, channel, x);
       const V distance = x - per_channel<kRows, V>(args.mean + channel);
-      const V rest = distance * per_channel<kRows, V>(args.slope + channel) +
-                     per_channel<kRows, V>(args.offset + channel);
+      const V rest =
+          distance * per_channel<kRows, V>(args.slope + channel) + per_channel<kRows, V>(args.offset + channel);
       store_lanes(args.grad_input + at + i, gradient * per_channel<kRows, V>(args.scale + channel) + rest);
     });
   });
@@ -136,9 +136,9 @@ static void plane_sums(const BatchNormShape& s, const BatchNormPiece& piece, con
   for_each_run<false>(s, piece, [&](int64_t at, int64_t c, int64_t count) CNNFAST_INLINE_LAMBDA {
     gradient[c] = product[c] = 0;
     for (int64_t done = 0; done < count; done += kChunk) {
-      const ChannelSums sums = sum_run<Compute<T>>(
-          min(kChunk, count - done),
-          [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA { return term(at + done + i, c, zero); });
+      const ChannelSums sums =
+          sum_run<Compute<T>>(min(kChunk, count - done),
+                              [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA { return term(at + done + i, c, zero); });
       gradient[c] += sums.first;
       product[c] += sums.second;
     }
