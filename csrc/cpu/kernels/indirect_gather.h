@@ -11,6 +11,7 @@
 #include "cpu/kernels/bands.h"
 #include "cpu/kernels/epilogue.h"
 #include "cpu/kernels/gemm.h"
+#include "cpu/kernels/prefetch.h"
 #include "cpu/kernels/row_table.h"
 #include "cpu/kernels/scratch.h"
 #include "cpu/kernels/staging.h"
@@ -129,7 +130,8 @@ struct IndirectOutput {
 };
 
 // kRows pixels times a panel of kVectors registers. `rows` are those of the block's first tap, `taps` rows apart.
-template <class A, int kRows, int kVectors>
+// kAhead: the next tile's rows, of this tap, are asked for meanwhile, a line of each at a time.
+template <class A, int kRows, int kVectors, bool kAhead>
 static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t tap_distance, const A* weight,
                           const IndirectOutput<A>& out) {
   Vec<A> sum[kRows][kVectors] = {};
@@ -137,10 +139,20 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
     const A* row[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) row[r] = rows[r] + block.c;
+    const auto multiply = [&](int64_t begin, int64_t end) CNNFAST_INLINE_LAMBDA {
 #pragma GCC unroll 2
-    for (int64_t c = 0; c < block.channels; ++c, weight += kVectors * kLanes<A>) {
-      multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return row[r][c]; }, weight, sum);
+      for (int64_t c = begin; c < end; ++c, weight += kVectors * kLanes<A>)
+        multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return row[r][c]; }, weight, sum);
+    };
+    int64_t c = 0;
+    if constexpr (kAhead) {
+      constexpr int64_t kLine = kLineBytes / sizeof(A);
+      for (; c + kLine <= block.channels; c += kLine) {
+        for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows[kRows + r] + block.c + c);
+        multiply(c, c + kLine);
+      }
     }
+    multiply(c, block.channels);
   }
   const Clip<A> clip(out.clip);
   const auto finish = [&](auto load, auto store) CNNFAST_INLINE_LAMBDA {
@@ -168,19 +180,25 @@ static void indirect_tile(const DepthBlock& block, const A* const* rows, int64_t
 }
 
 // All pixels of a block times one panel. `next` is the panel that comes next, which is asked for meanwhile: of few
-// pixels, a task is done with its weights sooner than they come from memory.
+// pixels, a task is done with its weights sooner than they come from memory. With the `first` panel, pixels are read
+// for the first time: a row is too short for the processor to see where it is going.
 template <class A, int kRows, int kVectors>
 static void indirect_panel(const DepthBlock& block, const A* const* rows, int64_t pixels, int64_t tap_distance,
-                           const A* weight, const A* next, IndirectOutput<A> out) {
-  constexpr int64_t kLine = 64 / sizeof(A);
+                           const A* weight, const A* next, bool first, IndirectOutput<A> out) {
+  constexpr int64_t kLine = kLineBytes / sizeof(A);
   const int64_t ahead = round_up(block.depth() * kVectors * kLanes<A> / max(pixels / kRows, int64_t{1}), kLine);
   for (; pixels >= kRows; pixels -= kRows, rows += kRows, out.offsets += kRows, next += ahead) {
     for (int64_t i = 0; i < ahead; i += kLine) __builtin_prefetch(next + i, 0, 2);
-    indirect_tile<A, kRows, kVectors>(block, rows, tap_distance, weight, out);
+    if (first && pixels >= 2 * kRows) {
+      indirect_tile<A, kRows, kVectors, true>(block, rows, tap_distance, weight, out);
+    } else {
+      indirect_tile<A, kRows, kVectors, false>(block, rows, tap_distance, weight, out);
+    }
   }
   if (pixels > 0) {
-    with_constant<1, kRows>(
-        pixels, [&](auto count) { indirect_tile<A, count.value, kVectors>(block, rows, tap_distance, weight, out); });
+    with_constant<1, kRows>(pixels, [&](auto count) {
+      indirect_tile<A, count.value, kVectors, false>(block, rows, tap_distance, weight, out);
+    });
   }
 }
 
@@ -223,7 +241,7 @@ static void indirect_gather(const GatherConv& conv, const GatherPlan& plan, View
                                   last ? epilogue.from(m).residual : nullptr};
       with_constant<1, 3>(panels.width(p), [&](auto vectors) {
         indirect_panel<A, vectors.value == 3 ? 4 : kTileRows, vectors.value>(depth, rows, pixels, plan.pixels.size,
-                                                                             weight, next, out);
+                                                                             weight, next, p == begin, out);
       });
       if (last) finish_pixels(rest, out, pixels, output.stride.w);
     }
