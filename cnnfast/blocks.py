@@ -82,10 +82,10 @@ def run_block(
     only_constants = name is None or type(activation) not in RELUS
     parameters = _parameters(input, conv, bn, activation, pool, only_constants)
     if parameters is None:
-        output = _call(conv, input)
-        if _may_normalize(output, bn):
-            return _call(pool, _normalized(output, bn, activation))
-        return _call(pool, _call(activation, _call(bn, output)))
+        convolved = _call(conv, input)
+        if bn is not None and _may_normalize(convolved, bn):
+            return _call(pool, _normalized(convolved, bn, activation))
+        return _call(pool, _call(activation, _call(bn, convolved)))
     arguments, packed = _arguments(input, conv, parameters)
     # With a BatchNorm that is folded, no gradient is wanted.
     if pool is None and (bn is not None or only_constants):
@@ -107,9 +107,9 @@ class _Begun(NamedTuple):
 
 
 class _BegunNorm(NamedTuple):
-    """A convolution's output, and the BatchNorm in training that is still to be run."""
+    """A BatchNorm in training that is still to be run, and the convolution's output that it is to take."""
 
-    output: Tensor
+    input: Tensor
     bn: nn.Module
 
 
@@ -121,11 +121,11 @@ def begin_block(
     waits = all(map(changes_nothing, meanwhile))
     if parameters is not None and waits:
         return _Begun(*_arguments(input, conv, parameters))
-    output = _call(conv, input)
-    if waits and _may_normalize(output, bn) and not any(bn is layer for other in meanwhile for layer in other.modules()):
-        assert bn is not None
-        return _BegunNorm(output, bn)
-    return _call(bn, output)
+    convolved = _call(conv, input)
+    if bn is None or not waits or not _may_normalize(convolved, bn):
+        return _call(bn, convolved)
+    shared = any(bn is layer for other in meanwhile for layer in other.modules())
+    return _call(bn, convolved) if shared else _BegunNorm(convolved, bn)
 
 
 def end_block(
@@ -133,10 +133,9 @@ def end_block(
 ) -> Tensor:
     """``activation(begun + residual)``, of what begin_block returned."""
     if isinstance(begun, _BegunNorm):
-        output, bn = begun
-        if _may_be_added(add, output, residual):
-            return _normalized(output, bn, activation, residual)
-        begun = batch_norm(output, bn)
+        if _may_be_added(add, begun.input, residual):
+            return _normalized(begun.input, begun.bn, activation, residual)
+        begun = batch_norm(begun.input, begun.bn)
     if isinstance(begun, _Begun):
         arguments, packed = begun
         name = None if is_observed(activation) or not may_fuse(add, residual, *arguments[:2]) else name_of(activation)
@@ -148,35 +147,29 @@ def end_block(
     return _call(activation, _call(add, begun, residual))
 
 
-def _may_normalize(input: Any, bn: nn.Module | None) -> bool:
+def _may_normalize(input: Any, bn: nn.Module) -> bool:
     """Whether a BatchNorm in training may run together with what follows it."""
-    return (
-        bn is not None
-        and bn.training
-        and type(bn) in STAGES[BN]
-        and not (observes_all() or is_observed(bn))
-        and fits(input, bn)
-    )
+    return bn.training and type(bn) in STAGES[BN] and not (observes_all() or is_observed(bn)) and fits(input, bn)
 
 
-def _may_be_added(add: nn.Module, output: Tensor, residual: Any) -> bool:
-    """Whether the sum of a BatchNorm's output and a residual is written as the output would be."""
+def _may_be_added(add: nn.Module, input: Tensor, residual: Any) -> bool:
+    """Whether the sum of a BatchNorm of ``input`` and a residual is laid out as the input is."""
     return (
         type(residual) is Tensor
         and residual.is_cpu
-        and residual.dtype is output.dtype
-        and residual.shape == output.shape
+        and residual.dtype is input.dtype
+        and residual.shape == input.shape
         # A sum is laid out as its first operand.
-        and (not add.swapped or residual.stride() == output.stride())
+        and (not add.swapped or residual.stride() == input.stride())
     )
 
 
-def _normalized(output: Tensor, bn: nn.Module, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
-    """``activation(bn(output) + residual)``, the activation with the rest where it only clips."""
+def _normalized(input: Tensor, bn: nn.Module, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
+    """``activation(bn(input) + residual)``, the activation with the rest where it only clips."""
     name = name_of(activation)
     if name in ("none", "relu", "relu6") and not is_observed(activation):
-        return batch_norm(output, bn, name, residual)
-    return _call(activation, batch_norm(output, bn, residual=residual))
+        return batch_norm(input, bn, name, residual)
+    return _call(activation, batch_norm(input, bn, residual=residual))
 
 
 def may_fuse(add: nn.Module, residual: Any, input: Tensor, weight: Tensor) -> bool:

@@ -30,7 +30,7 @@ _PARAMETER_DTYPES = {
 _CLIPS = {"none": 0, "relu": 1, "relu6": 2}  # csrc/common/activation.h
 
 
-def fits(input: Any, bn: nn.Module) -> bool:
+def fits(input: Any, bn: Any) -> bool:
     """Whether there is a kernel for ``bn``, which trains, of this input, and nobody could tell the difference."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or folding.is_transformed():
         return False
@@ -53,12 +53,12 @@ def fits(input: Any, bn: nn.Module) -> bool:
     )
 
 
-def batch_norm(input: Tensor, bn: nn.Module, activation: str = "none", residual: Tensor | None = None) -> Tensor:
+def batch_norm(input: Tensor, bn: Any, activation: str = "none", residual: Tensor | None = None) -> Tensor:
     """``activation(bn(input) + residual)``, and what ``bn`` keeps of the batch.
 
     Args:
         input: [N, C, H, W], which :func:`fits`.
-        bn: an nn.BatchNorm2d in training.
+        bn: an nn.BatchNorm2d in training that fits it.
         activation: "none", "relu" or "relu6".
         residual: of the shape and dtype of input.
     """

@@ -58,8 +58,8 @@ CNNFAST_LIBRARY(m) {
   m.def(
       "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last, int[] kernel_size, "
       "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
-  // By the statistics of the batch. activation: one that clips, of the sum with residual, a tensor of the input's shape.
-  // The results are (output, mean, invstd). On the CPU.
+  // By the statistics of the batch. activation: one that clips, of the sum with residual, a tensor of the input's
+  // shape. The results are (output, mean, invstd). On the CPU.
   m.def(
       "batch_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, float momentum, float eps, int activation) -> (Tensor, Tensor, Tensor)");

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast import normalization
-from cnnfast.testing import DTYPES
-from cnnfast.testing import accumulation_dtype as parameter_dtype
+from cnnfast.testing import DTYPES, accumulation_dtype as parameter_dtype
 
 ops = torch.ops.cnnfast
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
-# Registers' tails in channels and in planes; chunks of 64 rows and of 4096 elements; several segments, of 2^15 elements.
+# Registers' tails in channels and in planes; chunks of 64 rows and of 4096 elements; segments of 2^15 elements.
 SHAPES = [
     (2, 1, 3, 5),
     (3, 8, 7, 7),
@@ -172,7 +171,9 @@ def module(C: int, **options: Any) -> nn.BatchNorm2d:
     return bn
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str
+)
 def test_buffers_are_torchs(options: dict[str, Any]) -> None:
     ours, theirs = module(6, **options), module(6, **options)
     for seed in range(3):
@@ -192,7 +193,9 @@ def test_gradcheck(activation: str, residual: bool, affine: bool) -> None:
     bn = module(3, affine=affine)
     generator = torch.Generator().manual_seed(2)
     shape = (2, 3, 3, 4)
-    inputs = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(1 + residual)]
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(1 + residual)
+    ]
     parameters = [parameter.detach().requires_grad_() for parameter in bn.parameters()]
 
     def run(input: Tensor, *others: Tensor) -> Tensor:
@@ -214,7 +217,8 @@ def test_gradients_of_parts(layout: str) -> None:
         if not any(wanted):
             continue
         ours, theirs = [
-            [t.clone().requires_grad_(w) for t, w in zip(data[:4], wanted, strict=True)] for _ in range(2)  # type: ignore[union-attr]
+            [t.clone().requires_grad_(w) for t, w in zip(data[:4], wanted, strict=True)]
+            for _ in range(2)  # type: ignore[union-attr]
         ]
         output = normalization.BatchNorm.apply(*ours, (None, None, 0.1, EPS, ACTIVATIONS["relu"]))
         output.backward(strange)
@@ -276,7 +280,10 @@ def test_large_mean() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a | {"input": torch.ones(3, 4, 5)}, r"input must be 4D: \[N, C, H, W\], but got input.shape=\[3, 4, 5\]"),
+        (
+            lambda a: a | {"input": torch.ones(3, 4, 5)},
+            r"input must be 4D: \[N, C, H, W\], but got input.shape=\[3, 4, 5\]",
+        ),
         (lambda a: a | {"input": torch.ones(1, 3, 1, 1)}, r"more than 1 value per channel when training, but got"),
         (lambda a: a | {"weight": torch.ones(4)}, r"weight must have shape \[C\] = \[3\], but got weight.shape=\[4\]"),
         (lambda a: a | {"bias": torch.ones(3).double()}, r"bias must have dtype Float for an input of Float, but got"),

@@ -92,7 +92,9 @@ def test_hooks_see_what_they_saw(of: str) -> None:
     seen: list[list[Tensor]] = []
     for model in (ours, theirs):
         shapes: list[Tensor] = []
-        getattr(model, of).register_forward_hook(lambda module, args, output, to=shapes: to.append(output.detach().clone()))
+        getattr(model, of).register_forward_hook(
+            lambda module, args, output, to=shapes: to.append(output.detach().clone())
+        )
         seen.append(shapes)
     check_step(ours, theirs)
     assert len(seen[0]) == len(seen[1]) == (1 if of == "bn1" else 2)

@@ -21,8 +21,8 @@ namespace cnnfast::CNNFAST_ISA {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {conv2d_kernels<T>(), depthwise_kernels<T>(), relu_kernels<T>(), max_pool2d_kernels<T>(),
-          avg_pool2d_kernels<T>(), batch_norm_kernels<T>()};
+  return {conv2d_kernels<T>(),     depthwise_kernels<T>(),  relu_kernels<T>(),
+          max_pool2d_kernels<T>(), avg_pool2d_kernels<T>(), batch_norm_kernels<T>()};
 }
 
 constexpr CpuKernels make_kernels(const char* isa) {

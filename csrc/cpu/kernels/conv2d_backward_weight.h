@@ -9,12 +9,15 @@
 #pragma once
 
 #include "cpu/kernels/conv2d_forward.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace cnnfast::CNNFAST_ISA {
 
 // Columns (tap, c), source channels and panels of output channels of a task: its sums, packed gradients and source stay
 // in L2.
 constexpr int64_t kGradColumns = 576, kGradChannels = 256, kGradPanels = 22;
+// Rows of a register tile. With 32 registers there is room for 24 sums, and of six rows the loads are the bound.
+constexpr int kGradRows = kWideRegisters ? 2 * kTileRows : kTileRows;
 // Pixels farther apart than this (1 KB in float) share too few sets of the caches for a block of them to stay there.
 constexpr int64_t kInPlaceChannels = 256;
 // Pixels packed at a time: the processor prefetches what is read in the order of memory.
@@ -43,7 +46,7 @@ struct WeightGradScratch : private Scratch {
     staged = take<A>(plan.indirect ? 0 : plan.channels * max_staged(conv, plan.pixels) + kPanelWidth<A>);
     panel =
         take<A>(column_panels<A>(conv, plan.channels) * plan.panel_distance + (plan.pixels.size * 3 + 1) * kLanes<A>);
-    gradient = take<A>(ceil_div(plan.panels, plan.panel_blocks) * kTileRows * plan.pixels.size);
+    gradient = take<A>(ceil_div(plan.panels, plan.panel_blocks) * kGradRows * plan.pixels.size);
     bytes = used();
   }
 };
@@ -61,7 +64,7 @@ static WeightGradPlan weight_grad_plan(const GatherConv& conv, const Strides& so
   }
   plan.channels = max(even_part(conv.C, max(min(kGradColumns / taps, kGradChannels), int64_t{1})), int64_t{1});
   plan.channel_blocks = ceil_div(conv.C, plan.channels);
-  plan.panels = RowPanels(conv.M).count;
+  plan.panels = RowPanels(conv.M, kGradRows).count;
   plan.panel_blocks = max(ceil_div(plan.panels, kGradPanels), int64_t{1});
   // Few multiplications for each pixel: memory is the bound, and panels are packed in its order. Not at a multiple of
   // the caches' size, at which they would compete for the same lines.
@@ -69,7 +72,7 @@ static WeightGradPlan weight_grad_plan(const GatherConv& conv, const Strides& so
     plan.panel_distance = (2 * plan.pixels.size + 2) * kLanes<A>;
   plan.blocks = conv.G * plan.panel_blocks * plan.channel_blocks;
   plan.block_size =
-      ceil_div(plan.panels, plan.panel_blocks) * kTileRows * LanePanels<A>(plan.channels * conv.taps()).padded();
+      ceil_div(plan.panels, plan.panel_blocks) * kGradRows * LanePanels<A>(plan.channels * conv.taps()).padded();
   const int64_t bytes = plan.blocks * plan.block_size * static_cast<int64_t>(sizeof(A));
   plan.slices = min(reduction_slices(plan.pixels.count, bytes), ceil_div(kTasks, max(plan.blocks, int64_t{1})));
   plan.slices = max(plan.slices, int64_t{1});
@@ -143,7 +146,7 @@ template <class T>
 static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, int64_t rows,
                           const GradientPanel<Compute<T>>& panel, Compute<T>* to) {
   if (stride.w == 1) return copy_block(from, 1, stride.c, to, panel.row, pixels, rows);
-  with_constant<1, kTileRows>(rows, [&](auto count) {
+  with_constant<1, kGradRows>(rows, [&](auto count) {
     for (int64_t q = 0; q < pixels; ++q, from += stride.w, to += count.value) {
       if constexpr (std::is_same_v<T, Compute<T>>) {
         if (stride.c == 1) {
@@ -156,12 +159,21 @@ static void pack_gradient(const T* from, const Strides& stride, int64_t pixels, 
   });
 }
 
+// Asks for gradients that are multiplied where they lie: a panel reads a few channels of each pixel, and the processor
+// does not see where that is going.
+template <class A>
+static void prefetch_pixels(const A* first, int64_t distance, int64_t channels, int64_t pixels) {
+  constexpr int64_t kLine = kLineBytes / sizeof(A);
+  for (int64_t q = 0; q < pixels; ++q, first += distance)
+    for (int64_t m = 0; m < channels; m += kLine) __builtin_prefetch(first + m);
+}
+
 // A panel of gradients times a panel of columns, into a tile that is as wide as these.
 template <class A, int kVectors>
 static void multiply_columns(int64_t rows, int64_t depth, const GradientPanel<A>& gradient, const A* columns, A* tile,
                              bool accumulate) {
   constexpr int64_t kWidth = kVectors * kLanes<A>;
-  constexpr int kMostRows = kVectors > kTileVectors ? kTileRows / 2 : kTileRows;
+  constexpr int kMostRows = kVectors > kTileVectors ? kGradRows * 2 / 3 : kGradRows;
   for (int64_t begin = 0, count; begin < rows; begin += count) {
     count = even_part(rows - begin, kMostRows);
     with_constant<1, kMostRows>(count, [&](auto tile_rows) {
@@ -178,7 +190,7 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
   using A = Compute<T>;
   const WeightGradBlock block(conv, plan, task % plan.blocks);
   const int64_t slice = task / plan.blocks;
-  const RowPanels panels(conv.M);
+  const RowPanels panels(conv.M, kGradRows);
   const LanePanels<A> columns(block.channels * conv.taps());
   const WeightGradScratch<A> s(memory, conv, plan);
   const bool in_place = gradient_in_place<T>(conv, grad_output.stride);
@@ -203,7 +215,7 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
       s.table.fill(conv, plan.pixels, pixel_block, input);
     }
     const auto packed_gradient = [&](int64_t p) {
-      return s.gradient + (p - block.panel_begin) * kTileRows * plan.pixels.size;
+      return s.gradient + (p - block.panel_begin) * kGradRows * plan.pixels.size;
     };
     const auto gradient_panel = [&](int64_t p) {
       if constexpr (std::is_same_v<T, A>) {
@@ -213,11 +225,15 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
       }
       return GradientPanel<A>(packed_gradient(p), grad_output.stride, panels.rows(p), plan.pixels.size);
     };
-    for (int64_t p = block.panel_begin; p < block.panel_end && !in_place; ++p) {
-      const GradientPanel<A> panel = gradient_panel(p);
-      for (const PixelRun* run = s.runs; run < s.runs + run_count; ++run) {
-        pack_gradient(grad_output.at(run->n, panels.begin(p), run->i, run->j), grad_output.stride, run->count,
-                      panels.rows(p), panel, packed_gradient(p) + run->first * panel.pixel);
+    for (const PixelRun* run = s.runs; run < s.runs + run_count && !in_place; ++run) {
+      const int64_t step = grad_output.stride.c == 1 ? kPackedPixels : run->count;
+      for (int64_t q = 0; q < run->count; q += step) {
+        for (int64_t p = block.panel_begin; p < block.panel_end; ++p) {
+          const GradientPanel<A> panel = gradient_panel(p);
+          pack_gradient(grad_output.at(run->n, panels.begin(p), run->i, run->j + q), grad_output.stride,
+                        min(step, run->count - q), panels.rows(p), panel,
+                        packed_gradient(p) + (run->first + q) * panel.pixel);
+        }
       }
     }
     const auto pack_column = [&](int64_t column, auto vectors, int64_t pixel, int64_t pixels) {
@@ -227,6 +243,14 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
     };
     const bool all_at_once = plan.panel_distance > 0;
     for (int64_t pixel = 0; pixel < depth && all_at_once; pixel += kPackedPixels) {
+      if constexpr (std::is_same_v<T, A>) {
+        if (in_place) {
+          const A* first = grad_output.at(s.runs[0].n, panels.begin(block.panel_begin), s.runs[0].i, s.runs[0].j);
+          prefetch_pixels(first + pixel * grad_output.stride.w, grad_output.stride.w,
+                          panels.begin(block.panel_end) - panels.begin(block.panel_begin),
+                          min(kPackedPixels, depth - pixel));
+        }
+      }
       for (int64_t column = 0; column < columns.count; ++column) {
         with_constant<1, 3>(columns.width(column), [&](auto vectors) {
           pack_column(column, vectors, pixel, min(kPackedPixels, depth - pixel));
@@ -236,8 +260,8 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
     for (int64_t column = 0; column < columns.count; ++column) {
       with_constant<1, 3>(columns.width(column), [&](auto vectors) {
         if (!all_at_once) pack_column(column, vectors, 0, depth);
-        A* tile = sums + block.panels() * kTileRows * columns.begin(column);
-        for (int64_t p = block.panel_begin; p < block.panel_end; ++p, tile += kTileRows * vectors.value * kLanes<A>) {
+        A* tile = sums + block.panels() * kGradRows * columns.begin(column);
+        for (int64_t p = block.panel_begin; p < block.panel_end; ++p, tile += kGradRows * vectors.value * kLanes<A>) {
           multiply_columns<A, vectors.value>(panels.rows(p), depth, gradient_panel(p),
                                              s.panel + column * plan.panel_distance, tile, pixel_block > begin);
         }
@@ -251,7 +275,7 @@ static void weight_grad_finish(const GatherConv& conv, const WeightGradPlan& pla
                                GatherWeight<T> grad_weight, int64_t index) {
   using A = Compute<T>;
   const WeightGradBlock block(conv, plan, index);
-  const RowPanels panels(conv.M);
+  const RowPanels panels(conv.M, kGradRows);
   const LanePanels<A> columns(block.channels * conv.taps());
   A* sums = partial + index * plan.block_size;
   for (int64_t slice = 1; slice < plan.slices; ++slice) {
@@ -269,8 +293,8 @@ static void weight_grad_finish(const GatherConv& conv, const WeightGradPlan& pla
           if (column == columns.begin(panel) + columns.lanes(panel)) ++panel;
           const int64_t width = columns.width(panel) * kLanes<A>, lane = column - columns.begin(panel);
           count = min(block.channels - c, columns.lanes(panel) - lane);
-          const A* from = sums + block.panels() * kTileRows * columns.begin(panel) +
-                          ((p - block.panel_begin) * kTileRows + m - panels.begin(p)) * width + lane;
+          const A* from = sums + block.panels() * kGradRows * columns.begin(panel) +
+                          ((p - block.panel_begin) * kGradRows + m - panels.begin(p)) * width + lane;
           for (int64_t i = 0; i < count; ++i, to += grad_weight.c) store(to, from[i]);
         }
       }

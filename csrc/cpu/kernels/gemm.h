@@ -50,16 +50,17 @@ template <class A, int kRows, int kVectors, class Finish = KeepSums>
 static void multiply_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_depth,
                           A* out, int64_t out_row, bool accumulate, const Finish& finish = {}) {
   Vec<A> sum[kRows][kVectors] = {};
-  // Two pointers reach six rows by the processor's scaled addresses; six would not leave enough registers.
-  const A* upper = kRows > 3 ? a + 3 * a_row : a;
+  // A pointer reaches three rows by the processor's scaled addresses; one for each would not leave enough registers.
+  constexpr int kReach = 3, kGroups = (kRows + kReach - 1) / kReach;
+  const A* group[kGroups];
+  unroll<kGroups>([&](auto g) CNNFAST_INLINE_LAMBDA { group[g.value] = a + g.value * kReach * a_row; });
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return r < 3 ? a[r * a_row] : upper[(r - 3) * a_row]; }, b, sum);
-    a += a_depth;
-    upper += a_depth;
+    multiply_step([&](int r) CNNFAST_INLINE_LAMBDA { return group[r / kReach][r % kReach * a_row]; }, b, sum);
+    unroll<kGroups>([&](auto g) CNNFAST_INLINE_LAMBDA { group[g.value] += a_depth; });
     b += b_depth;
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
@@ -83,7 +84,7 @@ static void multiply(int64_t rows, int64_t depth, const A* a, const A* b, A* til
 struct RowPanels {
   int64_t total, count;
 
-  explicit RowPanels(int64_t rows) : total(rows), count(ceil_div(rows, kTileRows)) {}
+  explicit RowPanels(int64_t rows, int64_t most = kTileRows) : total(rows), count(ceil_div(rows, most)) {}
   int64_t begin(int64_t panel) const { return count == 0 ? 0 : total / count * panel + min(panel, total % count); }
   int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
