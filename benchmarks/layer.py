@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cnnfast
+from cnnfast import normalization
 
-from .work import Work
+from .work import BACKWARD, FORWARD, Work
 
 __all__ = ["Layer", "conv", "work_of"]
 
@@ -26,6 +27,22 @@ class Layer:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     quick: bool = False
 
+    @property
+    def in_training(self) -> bool:
+        """Whether it is our kernels' only there, and on the CPU."""
+        return self.op == "batch_norm_relu"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return (BACKWARD,) if self.in_training else (FORWARD, BACKWARD)
+
+
+class _BatchNormReLU(nn.BatchNorm2d):
+    """What convert makes of the two, behind a convolution in training."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return normalization.batch_norm(input, self, "relu")
+
 
 # Ours and torch's for each op, both called with the layer's arguments.
 MODULES: Mapping[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
@@ -35,6 +52,10 @@ MODULES: Mapping[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]]
     "relu": (cnnfast.ReLU, nn.ReLU),
     "max_pool2d": (cnnfast.MaxPool2d, nn.MaxPool2d),
     "avg_pool2d": (cnnfast.AvgPool2d, nn.AvgPool2d),
+    "batch_norm_relu": (
+        _BatchNormReLU,
+        lambda num_features: nn.Sequential(nn.BatchNorm2d(num_features), nn.ReLU(inplace=True)),
+    ),
 }
 
 

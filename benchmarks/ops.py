@@ -44,6 +44,9 @@ LAYERS: tuple[Layer, ...] = (
     Layer("LeNet 2x2", "avg_pool2d", (64, 12, 28, 28), {"kernel_size": 2}, True),
     Layer("ResNet last 7x7", "avg_pool2d", (4, 2048, 7, 7), {"kernel_size": 7}),
     Layer("Inception 3x3 stride 1", "avg_pool2d", (4, 192, 35, 35), {"kernel_size": 3, "stride": 1, "padding": 1}),
+    Layer("ResNet 64 channels", "batch_norm_relu", (4, 64, 56, 56), {"num_features": 64}, True),
+    Layer("ResNet 512 channels", "batch_norm_relu", (4, 512, 7, 7), {"num_features": 512}),
+    Layer("MobileNet 144 channels", "batch_norm_relu", (4, 144, 56, 56), {"num_features": 144}),
 )  # fmt: skip
 
 # A GPU is given as many times the images.
@@ -59,11 +62,13 @@ def cases(options: Options) -> Iterator[Case | Row]:
     for layer in LAYERS:
         if options.quick and not layer.quick or not options.wants(layer.op, layer.label):
             continue
+        if layer.in_training and options.device != "cpu":
+            continue
         n, *image = layer.input
         layer = dataclasses.replace(layer, input=(n * BATCH_FACTOR[options.device], *image))
         # One channel is stored alike in both.
         for layout in layouts[: 1 if layer.input[1] == 1 else None]:
-            for mode in (FORWARD, BACKWARD):
+            for mode in layer.modes:
                 yield case_of(layer.op, layer.label, work_of(layer, mode).in_layout(layout), options)
     if options.wants("Cost of a call", SMALLEST.label):
         for mode in (FORWARD, BACKWARD):
