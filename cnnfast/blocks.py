@@ -1,4 +1,5 @@
-"""What a fused forward calls: convolution and what follows it as one op where nobody could tell, else one by one.
+"""What a fused forward calls: convolution and what follows it as one op where nobody could tell, or, in training,
+BatchNorm and what follows it; else one by one.
 
 A block is ``pool(activation(bn(conv(input)) + residual))`` without those that are None. Where a residual is added,
 something else may have run since the convolution: then :func:`begin_block` stands where that was called, and
@@ -118,14 +119,12 @@ def begin_block(
 ) -> Tensor | _Begun | _BegunNorm:
     """``bn(conv(input))``, or what :func:`end_block` needs to run it; ``meanwhile`` others run."""
     parameters = _parameters(input, conv, bn, None, None, True)
-    waits = all(map(changes_nothing, meanwhile))
-    if parameters is not None and waits:
+    if parameters is not None and all(map(changes_nothing, meanwhile)):
         return _Begun(*_arguments(input, conv, parameters))
     convolved = _call(conv, input)
-    if bn is None or not waits or not _may_normalize(convolved, bn):
-        return _call(bn, convolved)
-    shared = any(bn is layer for other in meanwhile for layer in other.modules())
-    return _call(bn, convolved) if shared else _BegunNorm(convolved, bn)
+    if bn is not None and _may_normalize(convolved, bn) and _may_wait(bn, meanwhile):
+        return _BegunNorm(convolved, bn)
+    return _call(bn, convolved)
 
 
 def end_block(
@@ -152,22 +151,41 @@ def _may_normalize(input: Any, bn: nn.Module) -> bool:
     return bn.training and type(bn) in STAGES[BN] and not (observes_all() or is_observed(bn)) and fits(input, bn)
 
 
+def _may_wait(bn: nn.Module, meanwhile: tuple[nn.Module, ...]) -> bool:
+    """Whether a BatchNorm may take down its batch after others have run."""
+    layers = [layer for other in meanwhile for layer in other.modules()]
+    shared = any(
+        layer is bn or (bn.running_mean is not None and getattr(layer, "running_mean", None) is bn.running_mean)
+        for layer in layers
+    )
+    return not shared and all(map(changes_nothing, meanwhile))
+
+
 def _may_be_added(add: nn.Module, input: Tensor, residual: Any) -> bool:
     """Whether the sum of a BatchNorm of ``input`` and a residual is laid out as the input is."""
     return (
         type(residual) is Tensor
         and residual.is_cpu
+        and residual.layout is torch.strided
         and residual.dtype is input.dtype
         and residual.shape == input.shape
+        and _has_one_layout(residual)
         # A sum is laid out as its first operand.
         and (not add.swapped or residual.stride() == input.stride())
     )
 
 
+def _has_one_layout(tensor: Tensor) -> bool:
+    """Whether channels_last and contiguous are two things, so that torch's sum can be laid out in one way only."""
+    return tensor.dim() == 4 and min(tensor.shape[1:]) > 1
+
+
 def _normalized(input: Tensor, bn: nn.Module, activation: nn.Module | None, residual: Tensor | None = None) -> Tensor:
     """``activation(bn(input) + residual)``, the activation with the rest where it only clips."""
     name = name_of(activation)
-    if name in ("none", "relu", "relu6") and not is_observed(activation):
+    # Of ReLU6 behind a sum the output would be kept for backward, but may be written to: torch's keeps its input.
+    clips = name in ("none", "relu") or (name == "relu6" and residual is None)
+    if name is not None and clips and not is_observed(activation):
         return batch_norm(input, bn, name, residual)
     return _call(activation, batch_norm(input, bn, residual=residual))
 
@@ -175,6 +193,8 @@ def _normalized(input: Tensor, bn: nn.Module, activation: nn.Module | None, resi
 def may_fuse(add: nn.Module, residual: Any, input: Tensor, weight: Tensor) -> bool:
     """Whether the sum with a residual is the same tensor, and to the same gradients, where it is written at once."""
     if not isinstance(residual, Tensor) or (torch.is_grad_enabled() and residual.requires_grad):
+        return False
+    if not _has_one_layout(residual):
         return False
     if not add.swapped:
         return True

@@ -2,8 +2,8 @@
 
 :func:`fuse` replaces the forward of a *parent* by its trace with the fused calls in it; children stay what they are, so
 that calling one of them, slicing an nn.Sequential or hooking a layer later gives what it always gave. Whether a group
-may be fused is asked at each call (:mod:`cnnfast.blocks`): a hook, a parametrization, a replaced child, a BatchNorm in
-training or a gradient through it, and the modules run one by one.
+may be fused is asked at each call (:mod:`cnnfast.blocks`): a hook, a parametrization, a replaced child, and the modules
+run one by one; a BatchNorm in training, and it runs with what follows it, the convolution apart.
 """
 
 from __future__ import annotations

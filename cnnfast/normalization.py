@@ -1,7 +1,7 @@
 """BatchNorm by the statistics of the batch, with the sum and the activation behind it, as one op with one gradient.
 
-Backward keeps the input and two numbers a channel: what lies between is computed again, and which elements the
-activation clipped with it. After a sum that is clipped it is read from the output, which the next layer keeps anyway.
+Backward keeps the input and three numbers a channel: what lies between is computed again, and which elements the
+activation clipped with it. After a sum that ReLU clipped it is read from the output, which the next layer keeps anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import folding
@@ -37,9 +36,14 @@ def fits(input: Any, bn: Any) -> bool:
     if type(input) is not Tensor or not input.is_cpu or input.layout is not torch.strided or input.dim() != 4:
         return False
     dtype, channels = _PARAMETER_DTYPES.get(input.dtype), bn.num_features
-    if dtype is None or input.shape[1] != channels or input.numel() <= channels:  # torch's own tell of what is wrong
+    # What is wrong, torch's own tells.
+    if dtype is None or input.shape[1] != channels or input.numel() <= channels:
         return False
-    tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    statistics = (bn.running_mean, bn.running_var)
+    if bn.eps <= 0 or (statistics[0] is None) != (statistics[1] is None):
+        return False
+    if any(tensor is not None and tensor.requires_grad for tensor in statistics):
+        return False
     return all(
         tensor is None
         or (
@@ -49,7 +53,7 @@ def fits(input: Any, bn: Any) -> bool:
             and tensor.shape == (channels,)
             and tensor.is_contiguous()
         )
-        for tensor in tensors
+        for tensor in (bn.weight, bn.bias, *statistics)
     )
 
 
@@ -81,10 +85,9 @@ def batch_norm(input: Tensor, bn: Any, activation: str = "none", residual: Tenso
 
 
 class BatchNorm(Op):
-    """Keeps input, weight and bias; the output where a residual was added and clipped."""
+    """Keeps input and weight; the output where a residual was added and clipped. There is no public op of it."""
 
     name = "batch_norm"
-    tensors = 4
     private = True
 
     @staticmethod
@@ -94,44 +97,41 @@ class BatchNorm(Op):
         return _batch_norm_forward(input, residual, weight, bias, *options)
 
     @staticmethod
-    def save(ctx: Any, tensors: Any, options: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, residual, weight, bias = tensors
-        output, mean, invstd = results
+    def save(ctx: Any, tensors: Any, options: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+        input, residual, weight, _ = tensors
+        output, mean, invstd, shift = results
         ctx.eps, ctx.activation = options[3:]
         clipped_sum = output if residual is not None and ctx.activation else None
-        ctx.save_for_backward(input, weight, bias, mean, invstd, clipped_sum)
+        ctx.save_for_backward(input, clipped_sum, weight, mean, invstd, shift)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Grads:
-        input, weight, bias, mean, invstd, output = ctx.saved_tensors
+        input, output, weight, mean, invstd, shift = ctx.saved_tensors
         mask = ctx.needs_input_grad[:4]
         if _differentiated():
-            grad = _sum_grad(grad_output, input, weight, bias, output, ctx.eps, ctx.activation)
+            grad = grad_output
+            if ctx.activation:
+                clipped = _clipped(input, output, weight, invstd, shift, ctx.activation)
+                grad = torch.where(clipped, 0, grad_output)
             of_norm = torch.ops.aten.native_batch_norm_backward(
                 grad, input, weight, None, None, mean, invstd, True, ctx.eps, (mask[0], *mask[2:])
             )
             grads: Any = (of_norm[0], grad, *of_norm[1:])
         else:
-            grads = _batch_norm_backward(grad_output, input, output, weight, bias, mean, invstd, ctx.activation, mask)
+            grads = _batch_norm_backward(grad_output, input, output, weight, mean, invstd, shift, ctx.activation, mask)
+            if output is None:  # a residual that was not clipped
+                grads = (grads[0], grad_output, *grads[2:])
         return (*(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)), None)
 
 
-def _sum_grad(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    output: Tensor | None,
-    eps: float,
-    activation: int,
+@torch.no_grad()
+def _clipped(
+    input: Tensor, output: Tensor | None, weight: Tensor | None, invstd: Tensor, shift: Tensor, activation: int
 ) -> Tensor:
-    """The gradient of what went into the activation, in torch's differentiable ops."""
-    if activation == _CLIPS["none"]:
-        return grad_output
-    with torch.no_grad():
-        if output is None:
-            output = F.batch_norm(input, None, None, weight, bias, training=True, eps=eps)
-        clipped = output <= 0
-        if activation == _CLIPS["relu6"]:
-            clipped |= output >= 6
-    return torch.where(clipped, 0, grad_output)
+    """Where the activation let no gradient through, as the kernels see it: their multiply-add rounds once."""
+    if output is None:
+        scale = invstd if weight is None else (weight.double() * invstd.double()).to(invstd.dtype)
+        scale, shift = scale.double().view(-1, 1, 1), shift.double().view(-1, 1, 1)
+        output = (input.double() * scale + shift).to(invstd.dtype).to(input.dtype)
+    clipped = output <= 0
+    return clipped | (output >= 6) if activation == _CLIPS["relu6"] else clipped

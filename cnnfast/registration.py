@@ -147,10 +147,10 @@ def _avg_pool2d(
     return _image(input, input.shape[-3], size, _channels_last(input))
 
 
-def _batch_norm(input: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm(input: Tensor, *others: Any) -> tuple[Tensor, ...]:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     output = _image(input, input.shape[1], input.shape[2:], _channels_last(input))
-    return output, input.new_empty(input.shape[1], dtype=dtype), input.new_empty(input.shape[1], dtype=dtype)
+    return output, *(input.new_empty(input.shape[1], dtype=dtype) for _ in range(3))
 
 
 def _batch_norm_backward(
@@ -158,14 +158,15 @@ def _batch_norm_backward(
     input: Tensor,
     output: Any,
     weight: Any,
-    bias: Any,
     mean: Tensor,
     invstd: Tensor,
+    shift: Tensor,
     activation: int,
     output_mask: Sequence[bool],
 ) -> Any:
     image = _image(input, input.shape[1], input.shape[2:], _channels_last(input))
-    results = (image, torch.empty_like(image), torch.empty_like(mean), torch.empty_like(mean))
+    residual = None if output is None or activation == 0 else torch.empty_like(image)
+    results = (image, residual, torch.empty_like(mean), torch.empty_like(mean))
     return tuple(result if wanted else None for result, wanted in zip(results, output_mask, strict=True))
 
 

@@ -1,8 +1,8 @@
 // Every op of cnnfast, on one page. Kernels are registered beside their launchers (csrc/cpu, csrc/cuda).
 //
-// The raw ops (*_forward, *_backward) have no autograd: cnnfast/autograd.py calls them. The public ops below them
-// are what torch.compile, torch.export and direct callers get; cnnfast/registration.py gives them fake kernels,
-// autograd and autocast rules.
+// The raw ops (*_forward, *_backward) have no autograd: cnnfast/autograd.py and normalization.py call them. The public
+// ops below them are what torch.compile, torch.export and direct callers get; cnnfast/registration.py gives them fake
+// kernels, autograd and autocast rules.
 //
 // The raw ops of convolutions take all their numbers as one list, `options`: of conv2d (stride, padding as top, bottom,
 // left, right, dilation, groups), of conv_transpose2d (stride, padding, output_padding, groups, dilation), of
@@ -58,16 +58,17 @@ CNNFAST_LIBRARY(m) {
   m.def(
       "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last, int[] kernel_size, "
       "int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
-  // By the statistics of the batch. activation: one that clips, of the sum with residual, a tensor of the input's
-  // shape. The results are (output, mean, invstd). On the CPU.
+  // By the statistics of the batch, on the CPU. activation: one that clips, of the sum with residual, a tensor of the
+  // input's shape. The results are (output, mean, invstd, shift): the sum is input * (weight * invstd) + shift +
+  // residual.
   m.def(
       "batch_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, float momentum, float eps, int activation) -> (Tensor, Tensor, Tensor)");
+      "Tensor(b!)? running_var, float momentum, float eps, int activation) -> (Tensor, Tensor, Tensor, Tensor)");
   // `output` is wanted where a residual was added and then clipped. Gradients, as output_mask asks for them: of input,
-  // residual, weight and bias; that of the residual may be grad_output itself.
+  // residual, weight and bias; that of a residual which was not clipped is grad_output, and comes back undefined.
   m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? output, Tensor? weight, Tensor? bias, "
-      "Tensor mean, Tensor invstd, int activation, bool[] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? output, Tensor? weight, Tensor mean, "
+      "Tensor invstd, Tensor shift, int activation, bool[] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "

@@ -64,7 +64,7 @@ inline Strides dense_strides(int64_t C, int64_t H, int64_t W, bool channels_last
   return channels_last ? Strides{c * h * w, 1, w * c, c} : Strides{c * h * w, h * w, w, 1};
 }
 
-// A new tensor.
+// A tensor that is not written yet, asked for on huge pages where it is large.
 inline Tensor on_huge_pages(Tensor tensor) {
   if (tensor.is_cpu())
     advise_huge_pages(tensor.data_ptr(), static_cast<size_t>(tensor.numel()) * tensor.element_size());

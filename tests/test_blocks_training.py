@@ -179,6 +179,68 @@ def test_parameters_must_not_change_before_backward() -> None:
         output.sum().backward()
 
 
+def test_what_torch_does_not_keep_may_change_before_backward() -> None:
+    """The shift, by an optimizer of shifts alone; a sum that ReLU6 has clipped."""
+    for cls in (Basic, SumReLU6):
+        results = []
+        for model in training_models(cls):
+            x = block_input().double().requires_grad_()
+            output = model(x)
+            with torch.no_grad():
+                for norm in norms(model):
+                    norm.bias.add_(1)
+            if cls is SumReLU6:
+                output = output.mul_(2)
+            output.square().sum().backward()
+            results.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+        for mine, other in zip(*results, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+class SumReLU6(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)) + x)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 1, 1), (2, 8, 5, 1), (2, 8, 2, 2)], ids=str)
+@pytest.mark.parametrize("swapped", [False, True], ids=["sum", "swapped"])
+def test_strides_of_shapes_that_are_laid_out_alike(shape: tuple[int, ...], swapped: bool) -> None:
+    for memory_format in FORMATS.values():
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for residual in (lambda x: x, lambda x: x.contiguous(memory_format=torch.channels_last)):
+            ours, theirs = training_models(lambda residual=residual: Reshaped(residual, swapped))  # type: ignore[arg-type]
+            x = x.contiguous(memory_format=memory_format)
+            check_step(_Of(ours, residual), _Of(theirs, residual), x)
+            with torch.no_grad():
+                outputs = [_Of(model.eval(), residual)(x) for model in (ours, theirs)]
+            assert outputs[0].stride() == outputs[1].stride()
+
+
+def test_what_torch_refuses() -> None:
+    for change, message in (
+        ({"eps": 0.0}, "batch_norm eps must be positive"),
+        ({"running_var": None}, "running_mean"),
+    ):
+        for model in training_models(Basic):
+            for name, value in change.items():
+                setattr(model.bn1, name, value)
+            with pytest.raises((ValueError, RuntimeError), match=message):
+                model(block_input().double())
+
+
+def test_statistics_that_are_shared() -> None:
+    """By another BatchNorm, on the residual's way: in the order of the modules."""
+    ours, theirs = training_models(Shrinking)
+    for model in (ours, theirs):
+        model.downsample[1].running_mean = model.bn2.running_mean
+        model.downsample[1].running_var = model.bn2.running_var
+    check_step(ours, theirs)
+
+
 @pytest.mark.parametrize("cls", BLOCKS)
 def test_gradients_of_gradients(cls: type[nn.Module]) -> None:
     """A penalty on the input's gradient, as of a critic."""

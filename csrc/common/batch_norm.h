@@ -25,7 +25,7 @@ struct BatchNormShape {
   int64_t size, parts;   // rows in a segment, segments in an image
   int64_t block;         // channels in a piece
 
-  BatchNormShape(int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last)
+  CNNFAST_INLINE BatchNormShape(int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last)
       : C(C), channels_last(channels_last || H * W == 1), images(this->channels_last ? 1 : N) {
     constexpr int64_t kElements = 1 << 15, kMostParts = 256;
     rows = this->channels_last ? N * H * W : H * W;
@@ -35,16 +35,16 @@ struct BatchNormShape {
     block = this->channels_last ? C : min(C, ceil_div(kElements, size));
   }
 
-  int64_t segments() const { return images * parts; }
-  int64_t pieces() const { return C == 0 ? 0 : segments() * ceil_div(C, block); }
-  int64_t count() const { return images * rows; }  // elements of a channel
+  CNNFAST_INLINE int64_t segments() const { return images * parts; }
+  CNNFAST_INLINE int64_t pieces() const { return C == 0 ? 0 : segments() * ceil_div(C, block); }
+  CNNFAST_INLINE int64_t count() const { return images * rows; }  // elements of a channel
 
-  BatchNormPiece piece(int64_t index) const {
+  CNNFAST_INLINE BatchNormPiece piece(int64_t index) const {
     const int64_t blocks = ceil_div(C, block), segment = index / blocks, c = index % blocks * block;
     const int64_t row = segment % parts * size;
     return {segment, segment / parts, row, min(size, rows - row), c, min(block, C - c)};
   }
-  int64_t rows_of(int64_t segment) const { return min(size, rows - segment % parts * size); }
+  CNNFAST_INLINE int64_t rows_of(int64_t segment) const { return min(size, rows - segment % parts * size); }
 };
 
 // Sums are kept, and parameters given, in the type that the input is computed in.
@@ -57,7 +57,7 @@ struct BatchNormForward {
   double momentum, eps;
   Activation activation;  // one that only clips
   T* output;
-  Compute<T>*mean, *invstd;
+  Compute<T>*mean, *invstd, *shift;  // sum = input * (weight * invstd) + shift + residual
 };
 
 // What is not wanted is null.
@@ -65,10 +65,23 @@ template <class T>
 struct BatchNormBackward {
   BatchNormShape shape;
   const T *grad_output, *input, *output;  // output: null unless a residual was added and clipped with the rest
-  const Compute<T>*weight, *bias, *mean, *invstd;
+  const Compute<T>*weight, *mean, *invstd, *shift;
   Activation activation;
   T *grad_input, *grad_residual;
   Compute<T>*grad_weight, *grad_bias;
+};
+
+// A sample, for its mean and variance: T. F. Chan, G. H. Golub, R. J. LeVeque, Algorithms for computing the sample
+// variance, The American Statistician 37, 1983.
+struct Sample {
+  double count, mean, squares;  // squares: of what is left without the mean
+
+  CNNFAST_INLINE void add(const Sample& other) {
+    const double total = count + other.count, distance = other.mean - mean;
+    mean += distance * (other.count / total);
+    squares += other.squares + distance * distance * (count * other.count / total);
+    count = total;
+  }
 };
 
 }  // namespace cnnfast

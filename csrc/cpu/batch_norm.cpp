@@ -30,18 +30,11 @@ class Partials {
 // Channels per task where each takes some steps a segment.
 int64_t grain_of(const BatchNormShape& s) { return ceil_div(int64_t{1} << 13, max(s.segments(), int64_t{1})); }
 
-// activation(input * scale + shift): by one multiply-add in both directions, so that backward sees clipped what forward
-// has clipped.
+// Rounded, as both directions multiply by it.
 template <class A>
-struct Affine {
-  A scale, shift;
-
-  Affine(const A* weight, const A* bias, A mean, A invstd, int64_t c) {
-    const double factor = invstd * (weight == nullptr ? 1.0 : static_cast<double>(weight[c]));
-    scale = static_cast<A>(factor);
-    shift = static_cast<A>((bias == nullptr ? 0.0 : static_cast<double>(bias[c])) - mean * factor);
-  }
-};
+A scale_of(const A* weight, A invstd, int64_t c) {
+  return static_cast<A>(invstd * (weight == nullptr ? 1.0 : static_cast<double>(weight[c])));
+}
 
 template <class A>
 void move_average(A* average, double momentum, double value, int64_t c) {
@@ -55,9 +48,9 @@ void batch_norm_forward(Cpu, const BatchNormForward<T>& args) {
   using A = Compute<T>;
   const BatchNormShape& s = args.shape;
   const BatchNormKernels<T>& kernels = cpu_kernels().of<T>().batch_norm;
-  Workspace workspace(Partials::needed(s) + 2 * Workspace::needed<A>(s.C));
+  Workspace workspace(Partials::needed(s) + Workspace::needed<A>(s.C));
   const Partials partials(workspace, s);
-  A *scale = workspace.take<A>(s.C), *shift = workspace.take<A>(s.C);
+  A* scale = workspace.take<A>(s.C);
 
   parallel_tasks(s.pieces(), [&](int64_t i) {
     const BatchNormPiece piece = s.piece(i);
@@ -65,24 +58,22 @@ void batch_norm_forward(Cpu, const BatchNormForward<T>& args) {
   });
   parallel_ranges(s.C, grain_of(s), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      double mean = 0, squares = 0, count = 0;
+      Sample sample{};
       for (int64_t segment = 0; segment < s.segments(); ++segment) {
-        const double rows = static_cast<double>(s.rows_of(segment)), total = count + rows;
-        const double distance = partials.first(segment)[c] - mean;
-        mean += distance * (rows / total);
-        squares += partials.second(segment)[c] + distance * distance * (count * rows / total);
-        count = total;
+        sample.add({static_cast<double>(s.rows_of(segment)), partials.first(segment)[c], partials.second(segment)[c]});
       }
-      args.mean[c] = static_cast<A>(mean);
-      args.invstd[c] = static_cast<A>(1 / std::sqrt(squares / count + args.eps));
-      move_average(args.running_mean, args.momentum, mean, c);
-      move_average(args.running_var, args.momentum, squares / (count - 1), c);
-      const Affine<A> affine(args.weight, args.bias, args.mean[c], args.invstd[c], c);
-      scale[c] = affine.scale, shift[c] = affine.shift;
+      args.mean[c] = static_cast<A>(sample.mean);
+      args.invstd[c] = static_cast<A>(1 / std::sqrt(sample.squares / sample.count + args.eps));
+      move_average(args.running_mean, args.momentum, sample.mean, c);
+      move_average(args.running_var, args.momentum, sample.squares / (sample.count - 1), c);
+      scale[c] = scale_of(args.weight, args.invstd[c], c);
+      args.shift[c] = static_cast<A>((args.bias == nullptr ? 0.0 : static_cast<double>(args.bias[c])) -
+                                     static_cast<double>(args.mean[c]) * scale[c]);
     }
   });
-  const BatchNormApply<T> apply{args.input, args.residual, scale, shift, args.activation, args.output};
-  parallel_tasks<TaskOrder::backward>(s.pieces(), [&](int64_t i) { kernels.apply(s, s.piece(i), apply); });
+  // Descending: what the statistics have read last is still in the cache.
+  const BatchNormApply<T> apply{args.input, args.residual, scale, args.shift, args.activation, args.output};
+  parallel_tasks<TaskOrder::descending>(s.pieces(), [&](int64_t i) { kernels.apply(s, s.piece(i), apply); });
 }
 
 template <class T>
@@ -90,18 +81,17 @@ void batch_norm_backward(Cpu, const BatchNormBackward<T>& args) {
   using A = Compute<T>;
   const BatchNormShape& s = args.shape;
   const BatchNormKernels<T>& kernels = cpu_kernels().of<T>().batch_norm;
-  Workspace workspace(Partials::needed(s) + 4 * Workspace::needed<A>(s.C));
+  Workspace workspace(Partials::needed(s) + 3 * Workspace::needed<A>(s.C));
   const Partials partials(workspace, s);
-  A *scale = workspace.take<A>(s.C), *shift = workspace.take<A>(s.C);
-  A *slope = workspace.take<A>(s.C), *offset = workspace.take<A>(s.C);
-  for (int64_t c = 0; c < s.C; ++c) {
-    const Affine<A> affine(args.weight, args.bias, args.mean[c], args.invstd[c], c);
-    scale[c] = affine.scale, shift[c] = affine.shift;
-  }
+  A *scale = workspace.take<A>(s.C), *slope = workspace.take<A>(s.C), *offset = workspace.take<A>(s.C);
+  for (int64_t c = 0; c < s.C; ++c) scale[c] = scale_of(args.weight, args.invstd[c], c);
 
-  BatchNormGradient<T> gradient{args.grad_output, args.input, args.output, scale,           shift,
-                                args.mean,        slope,      offset,      args.activation, args.grad_residual,
-                                args.grad_input};
+  BatchNormGradient<T> gradient{};
+  gradient.grad_output = args.grad_output, gradient.input = args.input, gradient.output = args.output;
+  gradient.scale = scale, gradient.shift = args.shift, gradient.mean = args.mean;
+  gradient.slope = slope, gradient.offset = offset;
+  gradient.activation = args.activation;
+  gradient.grad_residual = args.grad_residual, gradient.grad_input = args.grad_input;
   parallel_tasks(s.pieces(), [&](int64_t i) {
     const BatchNormPiece piece = s.piece(i);
     kernels.sums(s, piece, gradient, partials.first(piece.segment), partials.second(piece.segment));
@@ -125,7 +115,7 @@ void batch_norm_backward(Cpu, const BatchNormBackward<T>& args) {
     gradient.grad_output = args.grad_residual;
     gradient.activation = Activation::none;
   }
-  parallel_tasks<TaskOrder::backward>(s.pieces(), [&](int64_t i) { kernels.gradient(s, s.piece(i), gradient); });
+  parallel_tasks<TaskOrder::descending>(s.pieces(), [&](int64_t i) { kernels.gradient(s, s.piece(i), gradient); });
 }
 
 #define CNNFAST_INSTANTIATE(T)                                       \

@@ -27,13 +27,13 @@ struct alignas(64) TaskQueue {
   int64_t begin, end;
 };
 
-enum class TaskOrder { forward, backward };
+enum class TaskOrder { ascending, descending };
 
 // Calls task(i) once for each i in [0, tasks), on the threads of the team. Each begins with its own share, a range of
 // consecutive tasks: what one op wrote for these images is in that core's cache when the next op reads it. Done with
 // it, a thread helps the others (a slow core takes fewer); so which thread runs which task is open, and a task must
 // write only what is its own.
-template <TaskOrder kOrder = TaskOrder::forward, class Task>
+template <TaskOrder kOrder = TaskOrder::ascending, class Task>
 void parallel_tasks(int64_t tasks, const Task& task) {
   if (tasks <= 1) {
     if (tasks == 1) task(int64_t{0});
@@ -51,7 +51,7 @@ void parallel_tasks(int64_t tasks, const Task& task) {
     for (int64_t q = 0; q < queues; ++q) {
       TaskQueue& from = queue[(worker + q) % queues];
       for (int64_t i; (i = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end;)
-        task(kOrder == TaskOrder::forward ? i : from.begin + from.end - 1 - i);
+        task(kOrder == TaskOrder::ascending ? i : from.begin + from.end - 1 - i);
     }
   };
 #ifdef CNNFAST_TORCH_FREE

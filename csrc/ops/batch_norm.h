@@ -24,19 +24,18 @@ inline void check_per_channel(const char* op, const char* name, const std::optio
 }
 
 template <class A>
-A* vector_data(const std::optional<Tensor>& vector) {
-  return vector.has_value() ? data_of<A>(*vector) : nullptr;
+A* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? data_of<A>(*tensor) : nullptr;
 }
 
-// Of an input of [N, C, H, W]; the type of its sums.
+// Returns the type that sums are kept in.
 inline ScalarType check_batch_norm(const char* op, const Tensor& input, const std::optional<Tensor>& weight,
-                                   const std::optional<Tensor>& bias, int64_t activation) {
+                                   int64_t activation) {
   CNNFAST_CHECK(input.dim() == 4, op, ": input must be 4D: [N, C, H, W], but got input.shape=", show_size(input));
-  CNNFAST_CHECK(activation >= 0 && only_clips(static_cast<Activation>(activation)), op,
+  CNNFAST_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::relu6), op,
                 ": activation must be none, ReLU or ReLU6 (0, 1, 2), but got activation=", activation);
   const ScalarType dtype = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check_per_channel(op, "weight", weight, input, dtype);
-  check_per_channel(op, "bias", bias, input, dtype);
   return dtype;
 }
 
@@ -49,14 +48,13 @@ inline BatchNormShape batch_norm_shape(const Tensor& input) {
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_op(const Tensor& input_any, const std::optional<Tensor>& residual,
-                                                         const std::optional<Tensor>& weight,
-                                                         const std::optional<Tensor>& bias,
-                                                         const std::optional<Tensor>& running_mean,
-                                                         const std::optional<Tensor>& running_var, double momentum,
-                                                         double eps, int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_op(
+    const Tensor& input_any, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& running_mean,
+    const std::optional<Tensor>& running_var, double momentum, double eps, int64_t activation) {
   constexpr const char* kOp = "batch_norm_forward";
-  const ScalarType dtype = check_batch_norm(kOp, input_any, weight, bias, activation);
+  const ScalarType dtype = check_batch_norm(kOp, input_any, weight, activation);
+  check_per_channel(kOp, "bias", bias, input_any, dtype);
   check_per_channel(kOp, "running_mean", running_mean, input_any, dtype);
   check_per_channel(kOp, "running_var", running_var, input_any, dtype);
   const BatchNormShape s = batch_norm_shape(input_any);
@@ -68,27 +66,30 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_op(const Tensor& input_any
   const Tensor input = in_layout_of(output, input_any);
   const std::optional<Tensor> added = residual_for(kOp, residual, output);
   const Tensor mean = empty_vector(input, s.C, dtype), invstd = empty_vector(input, s.C, dtype);
+  const Tensor shift = empty_vector(input, s.C, dtype);
   dispatch_dtype(kOp, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Compute<T>;
-    batch_norm_forward(guard.device(), BatchNormForward<T>{s, data_of<const T>(input), vector_data<const T>(added),
-                                                           vector_data<const A>(weight), vector_data<const A>(bias),
-                                                           vector_data<A>(running_mean), vector_data<A>(running_var),
-                                                           momentum, eps, static_cast<Activation>(activation),
-                                                           data_of<T>(output), data_of<A>(mean), data_of<A>(invstd)});
+    batch_norm_forward(
+        guard.device(),
+        BatchNormForward<T>{s, data_of<const T>(input), data_or_null<const T>(added), data_or_null<const A>(weight),
+                            data_or_null<const A>(bias), data_or_null<A>(running_mean), data_or_null<A>(running_var),
+                            momentum, eps, static_cast<Activation>(activation), data_of<T>(output), data_of<A>(mean),
+                            data_of<A>(invstd), data_of<A>(shift)});
   });
-  return {output, mean, invstd};
+  return {output, mean, invstd, shift};
 }
 
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_op(
     const Tensor& grad_output_any, const Tensor& input_any, const std::optional<Tensor>& output,
-    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& invstd,
+    const std::optional<Tensor>& weight, const Tensor& mean, const Tensor& invstd, const Tensor& shift,
     int64_t activation, const std::vector<bool>& output_mask) {
   constexpr const char* kOp = "batch_norm_backward";
-  const ScalarType dtype = check_batch_norm(kOp, input_any, weight, bias, activation);
+  const ScalarType dtype = check_batch_norm(kOp, input_any, weight, activation);
   check_per_channel(kOp, "mean", mean, input_any, dtype);
   check_per_channel(kOp, "invstd", invstd, input_any, dtype);
+  check_per_channel(kOp, "shift", shift, input_any, dtype);
   check_same(kOp, "grad_output", grad_output_any, "input", input_any);
   CNNFAST_CHECK(same_size(grad_output_any, input_any), kOp,
                 ": grad_output must have the shape of input, but got grad_output.shape=", show_size(grad_output_any),
@@ -104,25 +105,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_op(
   const Guard<Device> guard(input_any);
   const Tensor dense = empty_image_like(input_any);
   const Tensor input = in_layout_of(dense, input_any), grad_output = in_layout_of(dense, grad_output_any);
-  const std::optional<Tensor> sum = output.has_value() ? std::optional(in_layout_of(dense, *output)) : std::nullopt;
-  const bool clips = static_cast<Activation>(activation) != Activation::none;
+  // Without a residual, what was clipped is computed again.
+  const bool reads_output = output.has_value() && static_cast<Activation>(activation) != Activation::none;
+  const std::optional<Tensor> clipped = reads_output ? std::optional(in_layout_of(dense, *output)) : std::nullopt;
   Tensor grad_input, grad_residual, grad_weight, grad_bias;
   if (output_mask[0]) grad_input = dense;
-  if (output_mask[1]) grad_residual = clips && sum.has_value() ? empty_image_like(dense) : grad_output;
+  if (output_mask[1] && reads_output) grad_residual = empty_image_like(dense);
   if (output_mask[2]) grad_weight = empty_vector(input, s.C, dtype);
   if (output_mask[3]) grad_bias = empty_vector(input, s.C, dtype);
   dispatch_dtype(kOp, input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Compute<T>;
-    const bool stores = output_mask[1] && clips && sum.has_value();
     batch_norm_backward(
         guard.device(),
         BatchNormBackward<T>{
-            s, data_of<const T>(grad_output), data_of<const T>(input), vector_data<const T>(sum),
-            vector_data<const A>(weight), vector_data<const A>(bias), data_of<const A>(mean), data_of<const A>(invstd),
+            s, data_of<const T>(grad_output), data_of<const T>(input), data_or_null<const T>(clipped),
+            data_or_null<const A>(weight), data_of<const A>(mean), data_of<const A>(invstd), data_of<const A>(shift),
             static_cast<Activation>(activation), output_mask[0] ? data_of<T>(grad_input) : nullptr,
-            stores ? data_of<T>(grad_residual) : nullptr, output_mask[2] ? data_of<A>(grad_weight) : nullptr,
-            output_mask[3] ? data_of<A>(grad_bias) : nullptr});
+            output_mask[1] && reads_output ? data_of<T>(grad_residual) : nullptr,
+            output_mask[2] ? data_of<A>(grad_weight) : nullptr, output_mask[3] ? data_of<A>(grad_bias) : nullptr});
   });
   return {grad_input, grad_residual, grad_weight, grad_bias};
 }

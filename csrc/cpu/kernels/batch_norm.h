@@ -1,13 +1,11 @@
 // Batch normalisation by the statistics of the batch, forward and backward, with a residual and an activation that
-// clips. Memory is the bound: forward reads the input twice and writes the output, backward reads two tensors twice and
-// writes one; what lies between, and which elements were clipped, is computed again.
+// clips. Memory is the bound: forward reads the input twice and writes the output, backward reads gradient and input
+// twice and writes one. What lies between is computed again, and with it what was clipped; after a residual, of which
+// nothing else is kept, that is read from the output.
 //
 // Chunks that stay in the first-level cache are summed in registers, twice where it is the variance: first the mean,
-// then squares of what is left. What becomes of chunks is added in double (T. F. Chan, G. H. Golub, R. J. LeVeque,
-// Algorithms for computing the sample variance, The American Statistician 37, 1983).
+// then squares of what is left. What becomes of chunks is added in double.
 #pragma once
-
-#include <utility>
 
 #include "cpu/batch_norm.h"
 #include "cpu/kernels/constant.h"
@@ -17,7 +15,7 @@ namespace cnnfast::CNNFAST_ISA {
 
 // Registers of sums at a time: two for each, and as many of means, must find room.
 constexpr int kNormVectors = kWideRegisters ? 8 : 4;
-constexpr int64_t kNormRows = 64;  // in a chunk
+constexpr int64_t kNormRows = 64, kNormElements = 4096;  // in a chunk, in channels_last and in NCHW
 
 // Calls body(i, V{}) with registers, then smaller ones, that cover [0, count).
 template <class A, class Body>
@@ -85,6 +83,12 @@ void batch_norm_apply(const BatchNormShape& s, const BatchNormPiece& piece, cons
   s.channels_last ? with_residual(std::true_type{}) : with_residual(std::false_type{});
 }
 
+// What an element adds to each of two sums.
+template <class V>
+struct Terms {
+  V first, second;
+};
+
 // Two sums of a channel.
 struct ChannelSums {
   double first, second;
@@ -103,20 +107,7 @@ CNNFAST_INLINE auto sum_of_lanes(V v) {
   }
 }
 
-// Sums of term(at, V{}), a pair, over rows that are `pitch` apart.
-template <class V, int kVectors, class Term>
-CNNFAST_INLINE void sum_rows(int64_t rows, int64_t pitch, const Term& term, V (&first)[kVectors],
-                             V (&second)[kVectors]) {
-  for (int64_t row = 0; row < rows; ++row) {
-    unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
-      const auto [a, b] = term(row * pitch + v.value * kLanesOf<V>, V{});
-      first[v.value] += a;
-      second[v.value] += b;
-    });
-  }
-}
-
-// The same over [0, count), all of one channel.
+// Sums of term(at, V{}) over [0, count), all of one channel.
 template <class A, class Term>
 CNNFAST_INLINE ChannelSums sum_run(int64_t count, const Term& term) {
   ChannelSums sums{};
@@ -124,8 +115,13 @@ CNNFAST_INLINE ChannelSums sum_run(int64_t count, const Term& term) {
   const auto add = [&](auto zero, auto vectors, int64_t rows) CNNFAST_INLINE_LAMBDA {
     using V = decltype(zero);
     V first[vectors.value] = {}, second[vectors.value] = {};
-    const auto later = [&](int64_t i, V v) CNNFAST_INLINE_LAMBDA { return term(at + i, v); };
-    sum_rows<V, vectors.value>(rows, vectors.value * kLanesOf<V>, later, first, second);
+    for (int64_t row = 0; row < rows; ++row) {
+      unroll<vectors.value>([&](auto v) CNNFAST_INLINE_LAMBDA {
+        const auto [a, b] = term(at + (row * vectors.value + v.value) * kLanesOf<V>, zero);
+        first[v.value] += a;
+        second[v.value] += b;
+      });
+    }
     unroll<vectors.value - 1>(
         [&](auto v) CNNFAST_INLINE_LAMBDA { first[0] += first[v.value + 1], second[0] += second[v.value + 1]; });
     sums.first += sum_of_lanes(first[0]), sums.second += sum_of_lanes(second[0]);
@@ -154,19 +150,14 @@ CNNFAST_INLINE void for_each_block(int64_t channels, const Block& block) {
   for_each_lanes<A>(channels - first, [&](int64_t i, auto zero) { block(first + i, zero, Constant<1>{}); });
 }
 
-// A sample's mean and squares, with another's.
-static inline void merge(double& mean, double& squares, double count, double other_mean, double other_squares,
-                         double other_count) {
-  const double total = count + other_count, distance = other_mean - mean;
-  mean += distance * (other_count / total);
-  squares += other_squares + distance * distance * (count * other_count / total);
-}
-
-// Of `count` elements the mean and squares, by the sums of what is left without a first guess of the mean.
-CNNFAST_INLINE void merge_chunk(double& mean, double& squares, int64_t before, double guess, double rest, double square,
-                                int64_t count) {
+// Adds a chunk to the sample of `before` elements: a first guess of its mean, and the sums of what is left without it
+// and of the squares of that.
+CNNFAST_INLINE void add_chunk(double& mean, double& squares, int64_t before, double guess, double rest, double square,
+                              int64_t count) {
   const double n = static_cast<double>(count);
-  merge(mean, squares, static_cast<double>(before), guess + rest / n, square - rest * rest / n, n);
+  Sample sample{static_cast<double>(before), mean, squares};
+  sample.add({n, guess + rest / n, square - rest * rest / n});
+  mean = sample.mean, squares = sample.squares;
 }
 
 template <class T>
@@ -197,8 +188,8 @@ static void row_statistics(const BatchNormShape& s, const BatchNormPiece& piece,
       unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
         const int64_t first = c + v.value * kLanesOf<V>;
         for (int lane = 0; lane < kLanesOf<V>; ++lane) {
-          merge_chunk(mean[first + lane], squares[first + lane], done, guess[v.value][lane], rest[v.value][lane],
-                      square[v.value][lane], rows);
+          add_chunk(mean[first + lane], squares[first + lane], done, guess[v.value][lane], rest[v.value][lane],
+                    square[v.value][lane], rows);
         }
       });
     });
@@ -209,21 +200,20 @@ template <class T>
 static void plane_statistics(const BatchNormShape& s, const BatchNormPiece& piece, const T* input, double* mean,
                              double* squares) {
   using A = Compute<T>;
-  constexpr int64_t kChunk = kNormRows * 64;
   for_each_run<false>(s, piece, [&](int64_t at, int64_t c, int64_t count) CNNFAST_INLINE_LAMBDA {
     mean[c] = squares[c] = 0;
-    for (int64_t done = 0; done < count; done += kChunk) {
-      const int64_t length = min(kChunk, count - done);
+    for (int64_t done = 0; done < count; done += kNormElements) {
+      const int64_t length = min(kNormElements, count - done);
       const T* from = input + at + done;
       const ChannelSums sum = sum_run<A>(length, [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA {
-        return std::pair(load_lanes<1, decltype(zero)>(from + i), zero);
+        return Terms<decltype(zero)>{load_lanes<1, decltype(zero)>(from + i), zero};
       });
       const A guess = static_cast<A>(sum.first / static_cast<double>(length));
       const ChannelSums rest = sum_run<A>(length, [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA {
         const auto x = load_lanes<1, decltype(zero)>(from + i) - guess;
-        return std::pair(x, x * x);
+        return Terms<decltype(zero)>{x, x * x};
       });
-      merge_chunk(mean[c], squares[c], done, guess, rest.first, rest.second, length);
+      add_chunk(mean[c], squares[c], done, guess, rest.first, rest.second, length);
     }
   });
 }

@@ -1,6 +1,6 @@
 // Batch normalisation backward: sums of the gradient, then the gradient of the input. Both find out what the activation
-// clipped by computing it again, from the same numbers by the same multiply-add as forward, or from the output where a
-// residual was added.
+// clipped by computing it again, from the same numbers by the same multiply-add and rounding as forward, or from the
+// output where a residual was added.
 #pragma once
 
 #include "cpu/kernels/batch_norm.h"
@@ -36,7 +36,7 @@ class SumGradient {
         // ReLU lets infinity's gradient through, and both let NaN's, as torch's do: nothing is beyond NaN.
         high_(args.activation == Activation::relu6 ? A(6) : static_cast<A>(__builtin_nan(""))) {}
 
-  // `input` is what lies there already.
+  // Of elements that begin at `at`, of channel c or channels from c on; `input`: theirs, which both callers need, too.
   template <class V>
   CNNFAST_INLINE V operator()(int64_t at, int64_t c, V input) const {
     const V gradient = load_lanes<1, V>(args_.grad_output + at);
@@ -48,6 +48,8 @@ class SumGradient {
         y = load_lanes<1, V>(args_.output + at);
       } else {
         y = input * per_channel<kRows, V>(args_.scale + c) + per_channel<kRows, V>(args_.shift + c);
+        // As it was stored, which may be clipped where the sum was not.
+        if constexpr (sizeof(T) != sizeof(A)) y = from_bits<V, T>(narrow(y, T{}));
       }
       return (y <= V{}) | (y >= high_ - V{}) ? V{} : gradient;
     }
@@ -86,7 +88,7 @@ class SumTerms {
   explicit SumTerms(const BatchNormGradient<T>& args) : args_(args), sum_gradient_(args) {}
 
   template <class V>
-  CNNFAST_INLINE std::pair<V, V> operator()(int64_t at, int64_t c, V) const {
+  CNNFAST_INLINE Terms<V> operator()(int64_t at, int64_t c, V) const {
     const V x = load_lanes<1, V>(args_.input + at), gradient = sum_gradient_(at, c, x);
     if constexpr (kClipped == Clipped::from_output) {
       if (args_.grad_residual != nullptr) store_lanes(args_.grad_residual + at, gradient);
@@ -120,9 +122,9 @@ static void row_sums(const BatchNormShape& s, const BatchNormPiece& piece, const
         });
       }
       unroll<kVectors>([&](auto v) CNNFAST_INLINE_LAMBDA {
-        double* to[] = {gradient + c + v.value * kLanesOf<V>, product + c + v.value * kLanesOf<V>};
-        for (int lane = 0; lane < kLanesOf<V>; ++lane) to[0][lane] += first[v.value][lane];
-        for (int lane = 0; lane < kLanesOf<V>; ++lane) to[1][lane] += second[v.value][lane];
+        const int64_t channel = c + v.value * kLanesOf<V>;
+        for (int lane = 0; lane < kLanesOf<V>; ++lane) gradient[channel + lane] += first[v.value][lane];
+        for (int lane = 0; lane < kLanesOf<V>; ++lane) product[channel + lane] += second[v.value][lane];
       });
     });
   }
@@ -131,13 +133,12 @@ static void row_sums(const BatchNormShape& s, const BatchNormPiece& piece, const
 template <class T, Clipped kClipped>
 static void plane_sums(const BatchNormShape& s, const BatchNormPiece& piece, const BatchNormGradient<T>& args,
                        double* gradient, double* product) {
-  constexpr int64_t kChunk = kNormRows * 64;
   const SumTerms<T, false, kClipped> term(args);
   for_each_run<false>(s, piece, [&](int64_t at, int64_t c, int64_t count) CNNFAST_INLINE_LAMBDA {
     gradient[c] = product[c] = 0;
-    for (int64_t done = 0; done < count; done += kChunk) {
+    for (int64_t done = 0; done < count; done += kNormElements) {
       const ChannelSums sums =
-          sum_run<Compute<T>>(min(kChunk, count - done),
+          sum_run<Compute<T>>(min(kNormElements, count - done),
                               [&](int64_t i, auto zero) CNNFAST_INLINE_LAMBDA { return term(at + done + i, c, zero); });
       gradient[c] += sums.first;
       product[c] += sums.second;

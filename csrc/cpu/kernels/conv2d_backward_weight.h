@@ -225,16 +225,19 @@ static void weight_grad(const GatherConv& conv, const WeightGradPlan& plan, View
       }
       return GradientPanel<A>(packed_gradient(p), grad_output.stride, panels.rows(p), plan.pixels.size);
     };
-    for (const PixelRun* run = s.runs; run < s.runs + run_count && !in_place; ++run) {
-      const int64_t step = grad_output.stride.c == 1 ? kPackedPixels : run->count;
-      for (int64_t q = 0; q < run->count; q += step) {
+    const auto pack_gradients = [&](const PixelRun& run) {
+      const int64_t step = grad_output.stride.c == 1 ? kPackedPixels : run.count;
+      for (int64_t q = 0; q < run.count; q += step) {
         for (int64_t p = block.panel_begin; p < block.panel_end; ++p) {
           const GradientPanel<A> panel = gradient_panel(p);
-          pack_gradient(grad_output.at(run->n, panels.begin(p), run->i, run->j + q), grad_output.stride,
-                        min(step, run->count - q), panels.rows(p), panel,
-                        packed_gradient(p) + (run->first + q) * panel.pixel);
+          pack_gradient(grad_output.at(run.n, panels.begin(p), run.i, run.j + q), grad_output.stride,
+                        min(step, run.count - q), panels.rows(p), panel,
+                        packed_gradient(p) + (run.first + q) * panel.pixel);
         }
       }
+    };
+    if (!in_place) {
+      for (int64_t run = 0; run < run_count; ++run) pack_gradients(s.runs[run]);
     }
     const auto pack_column = [&](int64_t column, auto vectors, int64_t pixel, int64_t pixels) {
       const int64_t first = s.panel_runs[column];
