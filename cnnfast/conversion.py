@@ -66,9 +66,9 @@ def convert(model: Model, *, fuse: bool = True, inplace: bool = False) -> Model:
     convolution, with BatchNorm or not, and a residual of the same shape, with an activation or not. All but
     convolution, ReLU and MaxPool2d is fused in evaluation without gradients only, residuals and the other activations
     on the CPU only, at each call; parameters are never touched. In training, on the CPU, the BatchNorm of such a group
-    runs as one op with the sum and the ReLU or ReLU6 behind it. A forward that does more than a trace can show keeps
-    its layers unfused, and :func:`report` tells why. Whether a layer has hooks is asked at each call: such groups run
-    one by one, whatever the report says.
+    runs as one op with the ReLU or ReLU6 behind it, or with the sum and its ReLU. A forward that does more than a trace
+    can show keeps its layers unfused, and :func:`report` tells why. Whether a layer has hooks is asked at each call:
+    such groups run one by one, whatever the report says.
 
     Args:
         model: any nn.Module. Subclasses of the layers, parametrized ones too, are left alone.
